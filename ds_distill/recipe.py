@@ -23,6 +23,10 @@ from ds_distill.config.values import UserPath, convert
 from ds_distill.tracking.choice import Tracker
 from ds_distill.utils.errors import UserError
 
+# Keys of zero_optimization that round or delay what ranks send each other, and values that mean not to.
+LOSSY_ZERO = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "zenflow")
+NOT_LOSSY = (None, False, "auto", "fp32")
+
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
@@ -241,6 +245,14 @@ class Training:
         """Return the path of the DeepSpeed JSON; raise UserError for a name that no shipped one has."""
         return find_file(cast(str, self.deepspeed), f"training.deepspeed = {self.deepspeed}", DEEPSPEED)
 
+    def deepspeed_identity(self) -> dict:
+        """Return what of the DeepSpeed JSON changes results by more than the order of sums, by dotted key."""
+        content = self.deepspeed_json()
+        zero = content.get("zero_optimization", {})
+        found = {f"zero_optimization.{key}": zero.get(key) for key in LOSSY_ZERO}
+        found["communication_data_type"] = content.get("communication_data_type")
+        return {f"training.deepspeed.{key}": value for key, value in found.items() if value not in NOT_LOSSY}
+
     def deepspeed_json(self) -> dict:
         """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.
 
@@ -416,4 +428,5 @@ class Recipe:
         for key in ("workers", "streaming", "column"):
             del keys[f"data.{key}"]
         del keys["student.from"]
+        keys |= self.training.deepspeed_identity()
         return json.loads(json.dumps(keys))

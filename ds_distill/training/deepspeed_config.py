@@ -43,13 +43,20 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
             "which loses small gradients; stages 1 to 3 sum them in fp32"
         )
     if dtype != torch.float32 and stage > 0:
-        # 16-bit sums over accumulation steps and ranks lose the small gradients
-        for key, value in {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}.items():
-            if config.get(key, value) != value:
-                written = json.dumps(config[key])
-                log(
-                    f"warning: {training.deepspeed}: {key} = {written} is not used; in 16 bit gradients are "
-                    "summed in fp32"
-                )
-            config[key] = value
+        # 16-bit sums over accumulation steps lose the small gradients
+        written = config.get("data_types", {"grad_accum_dtype": "fp32"})
+        if written != {"grad_accum_dtype": "fp32"}:
+            log(
+                f"warning: {training.deepspeed}: data_types = {json.dumps(written)} is not used; in 16 bit gradients "
+                "are summed in fp32 over accumulation steps"
+            )
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        # so do sums over ranks, but they are a network's time, so they are the user's choice
+        between = config.get("communication_data_type") or "fp32"
+        if between != "fp32":
+            log(
+                f"warning: {training.deepspeed}: communication_data_type = {json.dumps(between)}: gradients are "
+                "rounded to it before they are summed over ranks; fp32, the default, keeps the small ones"
+            )
+        config["communication_data_type"] = between
     return config

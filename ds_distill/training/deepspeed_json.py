@@ -6,6 +6,7 @@ Where DeepSpeed would raise a traceback or silently ignore a key, these checks r
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import typing
 from collections.abc import Iterator, KeysView
@@ -32,6 +33,43 @@ OWNED_BY_RECIPE = (
 RECIPE_TYPES = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}
 # DeepSpeed reads these keys outside its parser.
 BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")
+# Besides these, a JSON may only say what DeepSpeed does in any case: sharding and communication, what offload to disks
+# needs, and reports that leave the results as they are.
+ALLOWED = (
+    "zero_optimization",
+    "communication_data_type",
+    "data_types",
+    "aio",
+    "zero_allow_untested_optimizer",
+    "comms_logger",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "timers",
+    "steps_per_print",
+    "dump_state",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "comet",
+)
+# What to use in place of another key that decides something.
+REPLACED = {
+    "activation_checkpointing": "training.gradient_checkpointing of the recipe recomputes activations",
+    "amp": "training.precision of the recipe decides the number format",
+    "torch_autocast": "training.precision of the recipe decides the number format",
+    "quantize_training": "`ds-distill export --format onnx-int8` quantizes the trained student",
+    "compression_training": "student.num_layers and student.hidden_size of the recipe make a student smaller",
+    "progressive_layer_drop": "student.num_layers of the recipe decides which layers there are",
+    "curriculum_learning": "data.mode and training.seed of the recipe decide the order of the batches",
+    "data_efficiency": "data.mode and training.seed of the recipe decide the order of the batches",
+    "dataloader_drop_last": "training.global_batch_size of the recipe decides the batches",
+    "managed_gradient_accumulation": "training.global_batch_size and micro_batch_size of the recipe decide it",
+    "elasticity": "training.global_batch_size of the recipe stays the same on any number of ranks",
+    "checkpoint": "training.save_every of the recipe decides when checkpoints are written",
+    "nebula": "training.save_every of the recipe decides when checkpoints are written",
+    "autotuning": "`ds-distill estimate` says what fits, and training.micro_batch_size = auto chooses it",
+}
 # DeepSpeed accepts these keys, but here they would have no effect or break the run after its corpus
 # is prepared.
 NOT_HERE = {
@@ -119,14 +157,33 @@ def without_recipe_settings(given: str, content: dict) -> dict:
         section, _, name = key.partition(".")
         value = content.get(section)
         value = value.get(name) if name and isinstance(value, dict) else None if name else value
-        if value and not (key.endswith("_size") and value == 1) and value != "auto":
+        if not _is_off(value):
             raise UserError(f"{given}: {key} = {_shown(value)}: {reason}; remove it")
     if str(op := content.get("gradient_allreduce_op", "mean")).lower() == "sum":
         raise UserError(
             f'{given}: gradient_allreduce_op = "{op}": the losses are already divided by counts over all ranks, '
             "which DeepSpeed's mean keeps and its sum would multiply by the number of ranks; remove it"
         )
+    for key, value in content.items():
+        if key in _known_keys() and key not in (*ALLOWED, *OWNED_BY_RECIPE) and not _is_off(value):
+            reason = REPLACED.get(key, "a recipe does not need it, and it could change what a run computes")
+            raise UserError(f"{given}: {key} = {_shown(value)}: {reason}; remove it")
     return {key: value for key, value in content.items() if key not in OWNED_BY_RECIPE}
+
+
+@functools.cache
+def _known_keys() -> frozenset[str]:
+    """Return all keys outside sections that DeepSpeed reads."""
+    watched = Watched({"train_micro_batch_size_per_gpu": 1})
+    DeepSpeedConfig(watched)
+    return frozenset((*watched.asked, *BESIDE_PARSER))
+
+
+def _is_off(value: object) -> bool:
+    """Return whether a key with this value decides nothing: it is open, a neutral number, or switched off."""
+    if isinstance(value, dict):
+        return not value.get("enabled", True) or all(_is_off(inner) for inner in value.values())
+    return not value or value in ("auto", "mean") or (value == 1 and not isinstance(value, bool))
 
 
 def _decided(key: str, value: object) -> str | None:

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from ds_distill.preflight.checks import check_engine, check_machine
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.deepspeed_config import deepspeed_config
-from ds_distill.training.deepspeed_json import BESIDE_PARSER, OWNED_BY_RECIPE, Watched, check_deepspeed_json
+from ds_distill.training.deepspeed_json import (
+    ALLOWED,
+    BESIDE_PARSER,
+    OWNED_BY_RECIPE,
+    REPLACED,
+    Watched,
+    check_deepspeed_json,
+)
 from ds_distill.utils.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs" / "deepspeed").glob("*.json"))
@@ -232,16 +239,50 @@ def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
     check_machine(recipe)
 
 
-@pytest.mark.parametrize("config", [{"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}])
-def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, config):
-    training = recipe_with(tmp_path, config | {"zero_optimization": {"stage": 1}}, precision="bf16").training
-    assert deepspeed_config(training, 1, torch.float32) | config == deepspeed_config(training, 1, torch.float32), (
+def test_a_type_for_sums_over_accumulation_that_16_bit_replaces_is_named(tmp_path, capsys):
+    config = {"data_types": {"grad_accum_dtype": "bf16"}, "zero_optimization": {"stage": 1}}
+    training = recipe_with(tmp_path, config, precision="bf16").training
+    assert deepspeed_config(training, 1, torch.float32)["data_types"] == {"grad_accum_dtype": "bf16"}, (
         "in fp32 it stands"
     )
     assert "not used" not in capsys.readouterr().err
     result = deepspeed_config(training, 1, torch.bfloat16)
     assert result["communication_data_type"] == "fp32" and result["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert f"{next(iter(config))} = {json.dumps(next(iter(config.values())))} is not used" in capsys.readouterr().err
+    assert 'data_types = {"grad_accum_dtype": "bf16"} is not used' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_type_for_sums_over_ranks_is_the_users(tmp_path, capsys, stage):
+    config = {"communication_data_type": "bf16", "zero_optimization": {"stage": stage}}
+    recipe = recipe_with(tmp_path, config, precision="bf16", optimizer="torch")
+    assert deepspeed_config(recipe.training, 1, torch.bfloat16)["communication_data_type"] == "bf16"
+    assert "gradients are rounded to it before they are summed over ranks" in capsys.readouterr().err
+    check_machine(recipe)
+    check_engine(recipe)
+
+
+@pytest.mark.parametrize(
+    "config, keys",
+    [
+        ({"communication_data_type": "bf16"}, {"communication_data_type"}),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
+            {"zero_optimization.zero_quantized_gradients"},
+        ),
+        ({"communication_data_type": "fp32", "zero_optimization": {"stage": 2, "overlap_comm": True}}, set()),
+    ],
+)
+def test_what_changes_results_is_part_of_a_runs_identity(tmp_path, config, keys):
+    changed = recipe_with(tmp_path, config).identity().keys() - Recipe().identity().keys()
+    assert changed == {f"training.deepspeed.{key}" for key in keys}
+
+
+@pytest.mark.parametrize("key", sorted({*top_level_keys(), *REPLACED} - {*ALLOWED, *OWNED_BY_RECIPE}))
+def test_a_key_that_is_not_the_users_is_refused_with_what_replaces_it(tmp_path, key):
+    with pytest.raises(UserError, match=f"d.json: {key}(.enabled)? = .*; remove it$"):
+        deepspeed_config(recipe_with(tmp_path, {key: {"enabled": True}}).training, 1, torch.float32)
+    for off in (False, "auto", {"enabled": False, "rounds": 3}):
+        deepspeed_config(recipe_with(tmp_path, {key: off}).training, 1, torch.float32)
 
 
 @pytest.mark.parametrize(
