@@ -5,6 +5,7 @@ DeepSpeed's launcher starts the job as on a cluster.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -164,11 +165,18 @@ def no_ssh(hosts, port: int, *arguments) -> list[subprocess.Popen]:
     ]
 
 
+def over_ssh(hosts, *arguments) -> list[subprocess.Popen]:
+    return [hosts.start(0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments)]
+
+
+def nodes(hosts, port: int, *arguments) -> list[subprocess.Popen]:
+    place = ["--nnodes", 2, "--master_addr", ADDRESSES[0], "--master_port", port]
+    return [hosts.start(i, "./launch.sh", *place, "--node_rank", i, *arguments) for i in range(2)]
+
+
 @pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
 def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host, tmp_path):
-    job = hosts.start(
-        0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments, "--output", tmp_path / "out"
-    )
+    (job,) = over_ssh(hosts, *arguments, "--output", tmp_path / "out")
     out, errors = communicate(job, *hosts.roots)
     assert job.returncode == 0, errors[-4000:]
     assert history(tmp_path / "out") == one_host
@@ -183,6 +191,29 @@ def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
         _, errors = communicate(job, *hosts.roots)
         assert job.returncode == 0, errors[-4000:]
     assert history(tmp_path / "out") == one_host
+
+
+@pytest.mark.promise("SIGTERM to the outermost process of a job, whatever has started it, loses nothing")
+@pytest.mark.parametrize(
+    "start, number",
+    [
+        (lambda hosts, *words: nodes(hosts, 29513, *words), 1),
+        pytest.param(lambda hosts, *words: no_ssh(hosts, 29514, *words), 1, marks=pytest.mark.long),
+        pytest.param(over_ssh, 0, marks=pytest.mark.long),
+    ],
+    ids=["launch.sh", "deepspeed --no_ssh", "deepspeed over ssh"],
+)
+def test_two_hosts_are_asked_to_end_at_one(hosts, arguments, tmp_path, start, number):
+    jobs = start(hosts, *arguments, "--output", tmp_path / "out", "--training.max_tokens", 10**7)
+    wait_for((tmp_path / "out" / "tensorboard").is_dir, *jobs)
+    jobs[number].send_signal(signal.SIGTERM)
+    errors = [communicate(job, *hosts.roots)[1] for job in jobs]
+    assert all(job.returncode != 0 for job in jobs) and "Traceback" not in "".join(errors), errors
+    # pdsh and ssh, and with them what the ranks write, end before the ranks do
+    wait_for(lambda: all(set(hosts.processes(name)) <= set(map(str, hosts.roots)) for name in hosts.names))
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
+    steps = re.findall(r"stopped at step (\d+) of", "".join(errors))
+    assert [f"step-{int(step):09}" for step in steps] == [checkpoint.name] * (start is not over_ssh)
 
 
 @pytest.mark.promise(
