@@ -111,6 +111,10 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
+# They place a node among several, which is not a command's business but that of what starts its ranks.
+LAUNCHER_OPTIONS = ("nnodes", "node_rank", "master_addr", "master_port")
+
+
 def unknown_key_message(unknown_key: str, keys: list[str], dashes: str = "--") -> str:
     """Return the sentence for `unknown_key`, which is none of a command's `keys`.
 
@@ -135,6 +139,8 @@ def unknown_key_message(unknown_key: str, keys: list[str], dashes: str = "--") -
         remedy = f"; write {' or '.join(dashes + name for name in candidates)}"
         if leaf == "seed" and "seeds" in keys:
             remedy += "; --seeds sets the number of seeds"
+    elif leaf in LAUNCHER_OPTIONS:
+        remedy = f"; start ./launch.sh with --{leaf}, or torchrun"
     else:
         remedy = did_you_mean(key, keys) or did_you_mean(leaf, [known.split(".")[-1] for known in keys], 0.5)
     return f"{unknown_key.lstrip('-')}: no such key{remedy} (--help lists all keys)"

@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ds_distill.config.unknown_keys import LAUNCHER_OPTIONS
 from ds_distill.distributed import schedulers
 from ds_distill.utils.errors import UserError
 
-OPTIONS = ("nnodes", "node_rank", "master_addr", "master_port")
 DEFAULT_PORT = "29500"  # torch's
 
 
@@ -46,7 +46,7 @@ def pop_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     for word in rest:
         name, equals, value = word.partition("=")
         key = name.removeprefix("--").replace("-", "_")
-        if not name.startswith("--") or key not in OPTIONS:
+        if not name.startswith("--") or key not in LAUNCHER_OPTIONS:
             others.append(word)
             continue
         options[key] = value if equals else next(rest, "")
@@ -90,7 +90,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     shared = {"master_addr": environment.get("MASTER_ADDR", ""), "master_port": environment.get("MASTER_PORT", "")}
     shared = {name: value for name, value in shared.items() if value}
     if environment.get("PET_NNODES", "").isdecimal():  # Kubeflow; torchrun reads these too
-        found = {name: environment[f"PET_{name.upper()}"] for name in OPTIONS if environment.get(f"PET_{name.upper()}")}
+        found = {
+            name: environment[f"PET_{name.upper()}"]
+            for name in LAUNCHER_OPTIONS
+            if environment.get(f"PET_{name.upper()}")
+        }
         rank = {"node_rank": environment["RANK"]} if environment.get("RANK") else {}
         return {**shared, **rank, **found}
     if environment.get("RANK") and environment.get("WORLD_SIZE") and not environment.get("LOCAL_RANK"):

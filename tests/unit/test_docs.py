@@ -10,6 +10,7 @@ import pytest
 from ds_distill.cli import manual
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import check_command
+from ds_distill.distributed.nodes import pop_options
 from tests.start import ROOT
 
 PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
@@ -46,7 +47,8 @@ def test_every_command_of_a_page_is_taken(page):
             words = find_words(fragment)[1:]
         elif re.match(r"(deepspeed .*|(\S+=\S+ )*\./)launch\.sh( |$)", fragment):
             words = find_words(fragment)
-            words = ["run", *words[next(place for place, word in enumerate(words) if word.endswith("launch.sh")) + 1 :]]
+            words = words[next(place for place, word in enumerate(words) if word.endswith("launch.sh")) + 1 :]
+            words = ["run", *pop_options(words)[1]]
         else:
             continue
         if words[0] not in COMMANDS:

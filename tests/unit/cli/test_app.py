@@ -183,6 +183,7 @@ def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, mess
     "command, written, meant",
     [
         ("distill", "lr", "--training.learning_rate"),
+        ("run", "nnodes", "./launch.sh with --nnodes"),
         ("finetune", "lr", "--finetune.learning_rate"),
         ("distill", "max_tokens", "--training.max_tokens"),
         ("distill", "max-tokens", "--training.max_tokens"),
