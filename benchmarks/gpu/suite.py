@@ -76,6 +76,11 @@ PARTS = (
         "vocabulary loss, 16,384 tokens: kernels, matrix products and memory",
         ("benchmarks.training.vocab_loss", "--rows", "16384", "--memory-rows", "16384", "--triton"),
     ),
+    (
+        "fed",
+        "step, 128 × 128 tokens, fed by the loader and on a fixed batch",
+        (*STEP, *AT_128, "--only", "engine", "engine_fed", "engine_fed_by_thread", "--repeats", "10"),
+    ),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     (
         "step_fp32",
@@ -212,6 +217,11 @@ def verdicts(parts: dict[str, dict]) -> list[str]:
             f"The Triton kernel of the vocabulary loss is {gain:.2f}× as fast as torch.compile's, so "
             f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} "
             "(the limit is 1.10×)."
+        )
+    if {"engine_vs_engine_fed", "engine_vs_engine_fed_by_thread"} <= (fed := parts["fed"]).keys():
+        sentences.append(
+            f"Fed by the loader, a step takes {fed['engine_vs_engine_fed']:.2f}× the time of one on a fixed batch, or "
+            f"{fed['engine_vs_engine_fed_by_thread']:.2f}× where a thread makes the batches."
         )
     for batch in ("1", "32"):
         if ratios := parts["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):

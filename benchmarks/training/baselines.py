@@ -1,25 +1,28 @@
 """The variants of benchmarks.training.step.
 
-Each one makes a step on one fixed batch, with dropout, clipping and AdamW, and reports what it runs
-on.
+Each one makes a step with dropout, clipping and AdamW, and reports what it runs on. The batch is a fixed
+one, except where the engine is fed by the loader.
 """
 
 import contextlib
 import io
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from benchmarks.data.feeding import open_loader
 from benchmarks.reference.recipe import reference_losses, reference_step
 from benchmarks.training.gemm_bound import gemm_step
-from ds_distill.data.batch import Batch
+from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses.objective import Objective
 from ds_distill.models.precision import teacher_dtype
@@ -100,10 +103,10 @@ class Setting:
         labels = torch.where(torch.rand(self.sequences, self.length) < 0.15, ids, -100)
         return ids.to(device), labels.to(device)
 
-    def counts(self, labels: torch.Tensor) -> tuple[int, int]:
+    def counts(self, labels: torch.Tensor) -> TokenCounts:
         """Return the numbers of real and of masked tokens in the global batch."""
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return labels.numel() * ranks, int((labels >= 0).sum()) * ranks
+        return TokenCounts(labels.numel() * ranks, int((labels >= 0).sum()) * ranks)
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Return the engine's dtype."""
@@ -253,14 +256,35 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 
 def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """Make the step as the training loop runs it."""
-    (teacher, student), training, (ids, labels), dtype = (
-        setting.models(device),
-        setting.training,
-        setting.batch(device),
-        setting.dtype(device),
-    )
-    frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
+    """Make the step as the training loop runs it, on one batch that is on the device."""
+    ids, labels = setting.batch(device)
+    start_distributed()
+    return _engine(setting, device, itertools.repeat((0, [Batch(ids, labels, None)], setting.counts(labels))))
+
+
+def engine_fed(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """Make the same step on batches of the loader, which come from a process."""
+    return _engine(setting, device, _feed(setting, device, process=True))
+
+
+def engine_fed_by_thread(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """Make the same step on batches of the loader, which come from a thread."""
+    return _engine(setting, device, _feed(setting, device, process=False))
+
+
+def _feed(setting: Setting, device: torch.device, process: bool) -> Iterator[tuple[int, list[Batch], TokenCounts]]:
+    """Return the steps of one rank's loader, of as many ranks as share a global batch of 4,096 sequences."""
+    ranks = max(1, 4096 // setting.sequences)
+    folder = Path(tempfile.mkdtemp(), "tokens")
+    loader = open_loader(folder, setting.sequences, setting.length, ranks, setting.vocabulary)
+    return loader.prefetch(0, 10**9, pin=device.type == "cuda", process=process)
+
+
+def _engine(
+    setting: Setting, device: torch.device, source: Iterator[tuple[int, list[Batch], TokenCounts]]
+) -> tuple[Callable, dict]:
+    (teacher, student), training, dtype = setting.models(device), setting.training, setting.dtype(device)
+    frozen = setting.frozen(teacher, device, dtype)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
     # Many steps are announced, so that compiling pays where it works.
@@ -277,9 +301,9 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     )
     if setting.backend != "auto" and train_step.compile_seconds is not None:
         objective.backend = setting.backend
-    batches = [Batch(ids, labels, None)]
 
     def step() -> None:
+        _, batches, counts = next(source)
         for number in range(30):
             before = train_step.engine.skipped_steps
             sums, _ = train_step(number, batches, counts)

@@ -20,6 +20,8 @@ which is another objective and labeled so.
     huge pages               the same with the best allocator settings that a user could choose
                              (THP_MEM_ALLOC_ENABLE, and keeping all freed memory; CPU only); "gemms"
                              has huge pages too
+    engine, fed              the engine on batches that the loader of one rank makes meanwhile, of a
+                             global batch of 4,096 sequences, instead of on a fixed batch
     gemms                    the matrix products of the step alone, on its exact shapes, in the
                              engine's precision; gemm_bound_fraction is their time as a share of the
                              engine's
@@ -63,11 +65,14 @@ ROWS = {
     ),
     "plain_loop": ("the engine's module in a plain PyTorch loop", baselines.plain_loop, SMALL_PAGES),
     "engine": ("engine", baselines.engine, SMALL_PAGES),
+    "engine_fed": ("engine, fed by the loader's process", baselines.engine_fed, SMALL_PAGES),
+    "engine_fed_by_thread": ("engine, fed by the loader's thread", baselines.engine_fed_by_thread, SMALL_PAGES),
     "gemms": ("the step's matrix products alone", baselines.gemms, HUGE_PAGES),
 }
 
-COMPILING = ("plain_loop", "engine", "gemms")  # their first step does not predict the later ones
-OPTIONAL = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each holds gigabytes while the others work
+FED = ("engine_fed", "engine_fed_by_thread")
+COMPILING = ("plain_loop", "engine", *FED, "gemms")  # their first step does not predict the later ones
+OPTIONAL = ("trainer", "reference_fp32_huge_pages", "plain_loop", *FED)  # each holds gigabytes while the others work
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,7 @@ class EpochOrder:
                 f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of "
                 f"{global_batch_size}; lower training.global_batch_size, or prepare more text"
             )
+        self._window_size = _WINDOW if by_length else 1  # in global batches
         self._window: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, np.int64))
 
     def __call__(self, step: int) -> np.ndarray:
@@ -76,21 +77,21 @@ class EpochOrder:
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
-        if not self.by_length:
-            return self._entries(epoch, place, 1)
-        window, within = divmod(place, _WINDOW)
+        window, within = divmod(place, self._window_size)
         # The tuple is replaced as a whole, because the prefetch thread and the main thread may both be here.
         cached, batches = self._window
         if cached != (epoch, window):
-            batches = self._sorted_batches(epoch, window)
+            batches = self._batches(epoch, window)
             self._window = ((epoch, window), batches)
         return batches[within]
 
-    def _sorted_batches(self, epoch: int, window: int) -> np.ndarray:
-        """Return the batches of a window, each of similar lengths, in random order: int64 [batches, B]."""
-        first = window * _WINDOW
-        count = min(_WINDOW, self.steps_per_epoch - first)
+    def _batches(self, epoch: int, window: int) -> np.ndarray:
+        """Return the batches of a window: int64 [batches, global_batch_size]."""
+        first = window * self._window_size
+        count = min(self._window_size, self.steps_per_epoch - first)
         entries = self._entries(epoch, first, count)
+        if not self.by_length:
+            return entries.reshape(count, self.global_batch_size)
         by_length = np.argsort(self.store.lengths(entries % len(self.store)), kind="stable")
         order = Permutation(count, self._key(epoch, _BATCHES, window))(np.arange(count))
         return entries[by_length].reshape(count, self.global_batch_size)[order]

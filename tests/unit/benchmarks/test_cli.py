@@ -35,6 +35,8 @@ MAINS = {
     "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"),
     "training.memory_estimate": (),
     "analysis.quantization_error": ("--model", "m"),
+    "data.store_size": (),
+    "data.feeding": (),
     "data.prepare": ("--tokenizer", "t", "--text", "x"),
     "analysis.compare_runs": ("a", "--output", "o"),
     "inference.table3": ("--data", "d"),

@@ -160,6 +160,11 @@ def test_verdicts_follow_the_figures():
         "Speed of an encoder of DistilBERT's size relative to BERT-base's at 32 × 128 tokens: "
         "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU."
     )
+    fed = {"engine_vs_engine_fed": 1.004, "engine_vs_engine_fed_by_thread": 1.25}
+    assert (
+        "takes 1.00× the time of one on a fixed batch, or 1.25× where a thread"
+        in gpu_suite.verdicts(parts | {"fed": fed})[3]
+    )
     rows = gpu_suite.summary_rows(parts)
     assert (
         rows[0]["tokens/s"] == 650_000
