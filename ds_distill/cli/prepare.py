@@ -80,6 +80,8 @@ def check_paths(options) -> None:
         open_manifest(options.convert)  # which says that there is nothing to convert
     arguments.check_writable(options.output)
     if options.convert:
+        if options.corpus:
+            raise UserError("--convert and --corpus: give one of them; --convert needs no text")
         return
     check_inputs(options.corpus)
     option = "tokenizer" if options.tokenizer else "teacher"

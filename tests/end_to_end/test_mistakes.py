@@ -33,7 +33,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         32,
     )
     assert done.returncode == 0, done.stderr
-    with open(broken / "train-00000.bin", "r+b") as file:
+    with open(broken / "train-000.bin", "r+b") as file:
         file.truncate(100)
     train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
     other = tmp_path / "other tokens"
@@ -60,7 +60,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "positions": [*teacher, *common, "--data.sequence_length", 64],
         "data.weights = [1.0, 2.0]: must be one number": [*teacher, *common, "--data.weights", "[1, 2]"],
         "empty": [*teacher, "--corpus", empty, *common[2:]],
-        "train-00000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
+        "train-000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
         "finds no GPU": [*teacher, *common, "--training.device", "cuda"],
         "its tokenizer differs from the one that": [*teacher, "--tokens", other, *common[2:]],

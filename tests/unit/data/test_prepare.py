@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ds_distill.data import sources
+from ds_distill.data import sources, token_files
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.encode import Encoder
 from ds_distill.data.prepare import prepare
@@ -176,6 +177,18 @@ def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tm
     )
     assert text.stat().st_mtime_ns == stamp and not set(again) & set(stamps) and len(again) > 3
     assert manifest["fingerprint"] == expected["fingerprint"]
+    assert not list(tmp_path.glob(".*"))
+    # An assembly that is interrupted starts again from all pieces.
+    stop = mock.patch.object(token_files, "_append_rows", side_effect=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt), stop:
+        run(tokenizer, tmp_path / "c", documents, workers=1)
+    assert not (tmp_path / "c").exists()
+    again.clear()
+    text = tmp_path / "text" / "c.txt"
+    prepare([str(text)], tokenizer, tmp_path / "c", sequence_length=16, heldout_fraction=0.2, seed=3, workers=1)
+    assert (
+        not again and sequences(tmp_path / "c", "train")[7].tolist() == sequences(tmp_path / "a", "train")[7].tolist()
+    )
     assert not list(tmp_path.glob(".*"))
     # A call with other settings does not use these pieces.
     done.clear()

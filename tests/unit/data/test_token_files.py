@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ds_distill.cli.app import main
 from ds_distill.data import token_files
 from ds_distill.data.convert import convert
 from ds_distill.data.dataset import TokenDataset
@@ -200,3 +201,10 @@ def test_a_conversion_that_fails_leaves_the_folder_as_it_was(tmp_path, damage):
         convert(tmp_path / "other")
     assert not (tmp_path / ".other.converting").exists()
     shutil.rmtree(tmp_path / ".d.converting")
+
+
+def test_the_command_converts_alone(tmp_path, capsys):
+    former_folder(tmp_path / "d")
+    assert main(["prepare", "--convert", str(tmp_path / "d"), "--corpus", "x.txt"]) == 2
+    assert "--convert and --corpus: give one of them" in capsys.readouterr().err
+    assert (tmp_path / "d" / "part-0.bin").is_file()
