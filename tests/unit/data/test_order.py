@@ -42,6 +42,7 @@ def deviation(observed: np.ndarray, expected: np.ndarray | float, freedom: int) 
     return (chi_square - freedom) / math.sqrt(2 * freedom)
 
 
+@pytest.mark.promise("Each sequence comes exactly once per epoch, in an order that takes no memory at any size")
 def test_each_number_comes_exactly_once_and_any_entry_is_known_by_itself():
     for size in [*range(1, 130), 997, 4096, 65537]:
         permutation = Permutation(size, key(size))
@@ -113,6 +114,7 @@ def test_a_weight_below_one_takes_another_random_part_in_each_epoch():
     assert abs(deviation(np.sum(parts, 0) / math.sqrt(0.75), 10 / math.sqrt(0.75), 2000)) < 4
 
 
+@pytest.mark.promise("Each sequence comes exactly once per epoch, in an order that takes no memory at any size")
 def test_neither_time_nor_memory_grows_with_the_dataset():
     """A permutation of two billion sequences would take 16 GB."""
     tracemalloc.start()

@@ -66,6 +66,7 @@ def maps_of(folder) -> dict[str, set[str]]:
     return flags
 
 
+@pytest.mark.promise("A run opens few files, however large the corpus, and each when it is first used")
 def test_many_shards_become_few_and_the_sequences_of_a_source_are_adjacent(tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "SHARD_BYTES", 64)
     monkeypatch.setattr(token_files, "MAX_SHARDS", 7)
@@ -90,6 +91,7 @@ def test_small_corpora_have_one_shard(tmp_path):
     ]
 
 
+@pytest.mark.promise("A run opens few files, however large the corpus, and each when it is first used")
 def test_files_are_mapped_when_they_are_used_and_read_at_random_places(tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "SHARD_BYTES", 2000)
     make_folder(tmp_path / "d", [20] * 10)
@@ -156,6 +158,7 @@ def former_folder(folder):
     return entries, [ids for parts in sequences for ids in parts]
 
 
+@pytest.mark.promise("Tokens that an earlier version prepared are refused with the command that converts them")
 def test_a_folder_of_the_former_format_is_refused_with_the_command_that_converts_it(tmp_path):
     former_folder(tmp_path / "d")
     for read in (TokenDataset.open, text_statistics):
@@ -165,6 +168,7 @@ def test_a_folder_of_the_former_format_is_refused_with_the_command_that_converts
             read(tmp_path / "d")
 
 
+@pytest.mark.promise("Tokens that an earlier version prepared are refused with the command that converts them")
 def test_conversion_keeps_the_sequences_and_what_else_the_folder_holds(tmp_path):
     entries, sequences = former_folder(tmp_path / "d")
     manifest = convert(tmp_path / "d")
