@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import resource
 import zlib
 from bisect import bisect_right
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 
 from ds_distill.data.token_files import LENGTHS, ROWS, open_manifest
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.open_files import allow_open_files
 
 
 class TokenDataset:
@@ -121,7 +121,7 @@ class TokenDataset:
     def _shard(self, number: int) -> np.ndarray:
         ids = self._ids[number]
         if ids is None:
-            _allow_files(len(self._shards))
+            allow_open_files(len(self._shards))
             shard = self._shards[number]
             ids = self._ids[number] = _map(self._bin(shard["file"]), self._dtype, shard["tokens"], mmap.MADV_RANDOM)
         return ids
@@ -135,18 +135,6 @@ class TokenDataset:
 
 def _damaged(place: str) -> UserError:
     return UserError(f"{place}; restore the file or prepare the corpus again")
-
-
-def _allow_files(needed: int) -> None:
-    """Raise this process's soft limit of open files, as far as it may, where it leaves little room.
-
-    A memory map keeps its file open.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = needed + 4096  # connections between ranks count too
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _check_size(file: Path, expected: int) -> None:

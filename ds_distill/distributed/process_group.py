@@ -20,6 +20,7 @@ from ds_distill.distributed.heartbeat import Heartbeat
 from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.open_files import allow_open_files
 
 _heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has several ranks
 
@@ -34,6 +35,7 @@ def start_distributed() -> tuple[int, int]:
             os.environ["MASTER_PORT"] = _free_port()
             os.environ["MASTER_ADDR"] = SINGLE_PROCESS["MASTER_ADDR"]
             os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+        allow_open_files(4 * int(os.environ["WORLD_SIZE"]))  # the connections of the store and of gloo's groups
         skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
