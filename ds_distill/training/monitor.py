@@ -129,7 +129,7 @@ class Metrics:
         """Show a checkpoint that was published, for which the training stopped some seconds."""
         log_event(
             f"step {saved.step:,}: checkpoint saved, {saved.bytes / 1e6:,.0f} MB in {saved.seconds:.1f} s, "
-            f"of which the training waited {stopped:.1f} s"
+            f"of which the training waited {stopped:.2f} s"
         )
         figures = {"seconds": saved.seconds, "stop_seconds": stopped, "gib": saved.bytes / 2**30}
         self._trackers.log({f"checkpoint/{name}": value for name, value in figures.items()}, step)
