@@ -16,7 +16,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.patience import communicate
 from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
