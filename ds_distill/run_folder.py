@@ -136,7 +136,7 @@ def locked_run_folder(
         if changed := _changed(ranks[0], rank_identity):
             raise UserError(
                 f"rank {rank} was started with another run than rank 0 ({changed}); "
-                "every host needs the same recipe, teacher and code"
+                "every host needs the same recipe, teacher and tokens"
             )
     with contextlib.ExitStack() as lock:
         run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first, can_grow))

@@ -16,6 +16,7 @@ from deepspeed.constants import default_pg_timeout
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
 from ds_distill.distributed.agent_store import join_attempt, uses_agent_store
+from ds_distill.distributed.code_version import check_same_code, describe_code
 from ds_distill.distributed.heartbeat import Heartbeat
 from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
@@ -26,7 +27,11 @@ _heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has seve
 
 
 def start_distributed() -> tuple[int, int]:
-    """Join the job's process group (a lone process makes its own); return (rank, world size)."""
+    """Join the job's process group (a lone process makes its own); return (rank, world size).
+
+    Raises:
+        UserError: This host has fewer GPUs than ranks, or ranks run different code.
+    """
     for key, value in SINGLE_PROCESS.items():
         os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
@@ -48,6 +53,7 @@ def start_distributed() -> tuple[int, int]:
             _join("nccl" if torch.cuda.is_available() else "gloo")
         if torch.distributed.get_world_size() > 1:
             _heartbeats.append(Heartbeat())
+            check_same_code(all_gather_object(describe_code()))
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
