@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -13,7 +12,9 @@ from ds_distill.config.renamed import read_identity
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
-from ds_distill.utils.locks import try_lock
+from ds_distill.utils.lease import FolderLock
+
+_locks: dict[Path, FolderLock] = {}  # those that this process holds
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class RunFolder:
         """The figures of the finished run."""
         return self.path / "summary.json"
 
+    def check_lock(self) -> None:
+        """Raise UserError where this process had the folder's lock, and another job has taken it over."""
+        if self.path in _locks:
+            _locks[self.path].check()
+
     def has_model(self) -> bool:
         """Return whether a run has saved its model's config and tokenizer."""
         return (self.model / "config.json").is_file()
@@ -162,12 +168,8 @@ def _bind(
     can_grow: bool,
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    held = lock.enter_context(open(RunFolder(output).lock, "a+", encoding="utf-8"))
-    held.seek(0)
-    try_lock(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
-    held.truncate(0)
-    held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    held.flush()
+    _locks[output] = lock.enter_context(FolderLock(output))
+    lock.callback(_locks.pop, output)
     if first:
         first()
     before = _run_in(output, remedy)

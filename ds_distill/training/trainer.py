@@ -11,6 +11,7 @@ import torch
 
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.data.loader import BatchLoader
+from ds_distill.distributed.process_group import run_on_rank0
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
@@ -200,6 +201,7 @@ class Trainer:
 
     def save(self) -> None:
         """Collective: begin a checkpoint, which is written while the training goes on."""
+        run_on_rank0(self.folder.check_lock)
         self.metrics.flush()
         began = time.perf_counter()
         with self.metrics.during("saving"), self.saving.occurrence():
@@ -217,6 +219,7 @@ class Trainer:
         if result.failed:
             self.writer.wait()
         if result.written:
+            run_on_rank0(self.folder.check_lock)
             self.writer.publish()
         self.log_checkpoint()
 
