@@ -5,16 +5,19 @@ found too: where no rank notes progress for minutes, the place where each of the
 """
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
-import torch
+from torch.distributed import PrefixStore, Store
 
 from ds_distill.utils.progress import main_thread_position, progress_count
+from ds_distill.utils.step_clock import STEPS
 
 PATIENCE = 30.0  # seconds without a heartbeat; a rank that is only slow still sends one
 STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
@@ -22,33 +25,47 @@ GIVE_UP = 3600.0  # until the job ends; nothing in a job takes an hour without n
 _EVERY = 2.0
 _LOST, _MISTAKE = 3, 2  # exit statuses: a rank is lost; one has reported why it ends
 _FAILED = "failed"  # begins the verdict of a rank that ends by itself, and says why
+NAMED = 8  # the most ranks that a sentence names
 
 
 class Heartbeat:
     """Two threads per rank: one speaks through the job's own store, one watches the clock.
 
     The store needs no further port. The clock has its own thread because speaking may block
-    forever. A rank writes a count of its own, reads its neighbor's and adds to the job's count of
-    progress, so the store of a thousand ranks serves four requests per rank in two seconds. A rank
-    that finds its neighbor silent reports it for all. Only the monotonic clock counts, so a jump of
-    the time of day has no effect.
+    forever. A rank writes a count of its own and how far it is in its step, reads its neighbor's, adds
+    to the job's count of progress and looks for a verdict and for a request of its stacks, so the
+    store of a thousand ranks serves five requests per rank in two seconds. A rank that finds its
+    neighbor silent reports it for all, and one whose step is overdue names the ranks that are behind.
+    Only the monotonic clock counts, so a jump of the time of day has no effect.
+
+    Args:
+        store: The store of the job.
+        rank: This rank.
+        world: The number of ranks.
+        patience: Seconds without a sign of life after which a rank is lost.
+        stalled: Seconds without progress on any rank until each rank's place is printed.
+        give_up: Seconds without progress until the job ends.
     """
 
-    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, give_up: float = GIVE_UP):
-        self.rank, self.world, self.patience = (
-            torch.distributed.get_rank(),
-            torch.distributed.get_world_size(),
-            patience,
-        )
-        self.neighbor = (self.rank + 1) % self.world
-        store = torch.distributed.distributed_c10d._get_default_store()
-        self.store = torch.distributed.PrefixStore("heartbeat", _clone_store(store))
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world: int,
+        patience: float = PATIENCE,
+        stalled: float = STALLED,
+        give_up: float = GIVE_UP,
+    ):
+        self.rank, self.world, self.patience = rank, world, patience
+        self.neighbor = (rank + 1) % world
+        self.store = PrefixStore("heartbeat", _clone_store(store))
         self.store.set(f"host {self.rank}", socket.gethostname())
         self.store.set(f"beat {self.rank}", "0")
         self.first_host, self.neighbor_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbor))
         self.store.get(f"beat {self.neighbor}")
         self.ended = threading.Event()
         self.stalled, self.give_up, self.reported = stalled, give_up, False
+        self.overdue_step = 0  # the last step that this rank has found overdue
         self.sent, self.total = 0, 0  # progress: this rank's part of the job's count, and the job's count
         self.last_answer = self.last_beat = self.last_progress = time.monotonic()
         for work in (self._send, self._watch):
@@ -67,10 +84,11 @@ class Heartbeat:
         while not self.ended.wait(_EVERY):
             count += 1
             try:
-                self.store.set(f"beat {self.rank}", str(count))
+                self.store.set(f"beat {self.rank}", "{} {} {}".format(count, *STEPS.position()))
                 beat = self.store.get(f"beat {self.neighbor}")
                 verdict = self.store.check(["verdict"]) and self.store.get("verdict")
                 self._look_at_progress()
+                self._look_at_step()
             except RuntimeError:
                 continue  # _watch sees that no answer comes
             self.last_answer = time.monotonic()
@@ -92,6 +110,39 @@ class Heartbeat:
         with contextlib.suppress(RuntimeError):  # the store is gone
             self.store.compare_set("verdict", "", f"{_FAILED} {self.rank}")
         self._wait_until_read(self.world)
+
+    def _look_at_step(self) -> None:
+        """Name the ranks that are behind where a step is overdue; show this rank's stacks where it is one of them."""
+        seconds, step = STEPS.overdue(), STEPS.position().step
+        if seconds is not None and step != self.overdue_step:
+            self.overdue_step = step
+            if self.store.compare_set(f"overdue {step}", "", str(self.rank)) == str(self.rank).encode():
+                self._name_ranks_behind(seconds)
+        if self.store.check([f"stacks {self.rank}"]) and self.store.delete_key(f"stacks {self.rank}"):
+            print(
+                f"\nds-distill: stacks of rank {self.rank} (host {socket.gethostname()}):", file=sys.stderr, flush=True
+            )
+            faulthandler.dump_traceback(2)
+
+    def _name_ranks_behind(self, seconds: float) -> None:
+        beats = self.store.multi_get([f"beat {rank}" for rank in range(self.world)])
+        behind = find_ranks_behind([beat.decode() for beat in beats])
+        hosts = self.store.multi_get([f"host {rank}" for rank in behind[:NAMED]])
+        names = ", ".join(f"{rank} (host {host.decode()})" for rank, host in zip(behind, hosts, strict=False))
+        if not behind:
+            who = "no rank is behind the others, so the network or a device hangs"
+        elif len(behind) > NAMED:
+            who = f"ranks {names} and {len(behind) - NAMED} more are behind the others"
+        else:
+            who = f"rank {names} is behind the others" if len(behind) == 1 else f"ranks {names} are behind the others"
+        for rank in behind[:NAMED]:
+            self.store.set(f"stacks {rank}", "wanted")
+        print(
+            f"\nds-distill: step {STEPS.position().step} has not ended for {seconds:.0f} s, where one takes "
+            f"{STEPS.median():.2g} s: {who}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _look_at_progress(self) -> None:
         done, now = progress_count(), time.monotonic()
@@ -189,6 +240,17 @@ class Heartbeat:
             file=sys.stderr,
             flush=True,
         )
+
+
+def find_ranks_behind(beats: Sequence[str]) -> list[int]:
+    """Return the ranks that are less far in their steps than the others, by their beats; none where all are as far.
+
+    Args:
+        beats: By rank, "COUNT STEP PARTS", or "gone".
+    """
+    places = {rank: tuple(map(int, beat.split()[1:])) for rank, beat in enumerate(beats) if len(beat.split()) == 3}
+    farthest = max(places.values(), default=())
+    return [rank for rank, place in places.items() if place < farthest]
 
 
 def _clone_store(store):

@@ -51,8 +51,9 @@ def start_distributed() -> tuple[int, int]:
                 print(idle, file=sys.stderr, flush=True)
         with _report_long_wait():
             _join("nccl" if torch.cuda.is_available() else "gloo")
-        if torch.distributed.get_world_size() > 1:
-            _heartbeats.append(Heartbeat())
+        if (world := torch.distributed.get_world_size()) > 1:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            _heartbeats.append(Heartbeat(store, torch.distributed.get_rank(), world))
             check_same_code(all_gather_object(describe_code()))
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

@@ -125,6 +125,10 @@ class Metrics:
         }
         self._trackers.log({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
 
+    def log_ranks(self, figures: Mapping[str, float], step: int) -> None:
+        """Show how long the ranks take for their own part of a step, in seconds, and which of them takes longest."""
+        self._trackers.log({f"ranks/{name}": value for name, value in figures.items()}, step)
+
     def log_checkpoint(self, saved: Saved, stopped: float, step: int) -> None:
         """Show a checkpoint that was published, for which the training stopped some seconds."""
         log_event(

@@ -3,6 +3,8 @@
 The step is compiled where that pays.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.training.compile import choose_kernels, compile_seconds_so_far
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.engine import Engine
+from ds_distill.training.rank_times import OwnTime
 
 
 def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
@@ -71,6 +74,7 @@ class Step:
         self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
         self.engine = Engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
         self.sites = objective.teacher_sites
+        self.own_time, self.gathers = OwnTime(device), stage == 3  # the student's forward waits for others at stage 3
 
     @property
     def compile_seconds(self) -> float | None:
@@ -95,8 +99,10 @@ class Step:
             torch.manual_seed(micro_step_seed(self.seed, step, micro, self.rank))
             inputs = batch.input_ids, batch.attention_mask
             cu_seqlens = batch.cu_seqlens if self.varlen else None
-            targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
-            loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask)
+            with self.own_time.measure():
+                targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
+            with contextlib.nullcontext() if self.gathers else self.own_time.measure():
+                loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask)
             sums.append(terms)
             self.engine.backward(loss)
             norm = self.engine.step()

@@ -23,12 +23,14 @@ from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.overview import overview
+from ds_distill.training.rank_times import RankTimes
 from ds_distill.training.recurring import Recurring
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
 from ds_distill.utils.console import log_header
 from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.resources import explain_out_of_memory
+from ds_distill.utils.step_clock import STEPS
 
 # What the recipe's "auto" means.
 SAVE_SECONDS = 600.0  # of training between checkpoints
@@ -99,6 +101,7 @@ class Trainer:
         self.saved: Saved | None = None  # the last checkpoint that was logged
         self.waited = 0.0  # for batches, in seconds, by the end of the last step
         self.costs: dict[str, float] = {}
+        self.rank_times, self.counted_wait = RankTimes(), 0.0
 
     def fit(self) -> dict[str, Any]:
         """Collective: train, evaluate and save as the recipe asks; return the summary.
@@ -128,6 +131,7 @@ class Trainer:
                     raise
                 self.state.update(result, counts)
                 self.metrics.log(self.state, result, self.engine.learning_rate, self.step.compile_seconds or 0.0)
+                self.compare_ranks()
                 if self.evaluating.is_due(self.state.step, result.evaluate):
                     self.evaluate()
                 if result.stop or self.saving.is_due(self.state.step, result.save):
@@ -162,6 +166,7 @@ class Trainer:
             counts: The tokens of the global batch.
             stop: Whether this rank was asked to end the run.
         """
+        STEPS.begin(step + 1)
         sums, grad_norm = self.step(step, batches, counts)
         total = torch.stack(sums).double().sum(0)
         asked = [stop, self.saving.is_asked(step + 1), self.evaluating.is_asked(step + 1)]
@@ -173,6 +178,7 @@ class Trainer:
         agreed = torch.cat([total, total.new_tensor([*asked, *waits])])
         torch.distributed.all_reduce(agreed)
         values = agreed.tolist()
+        STEPS.end()
         totals, waits = values[: len(total)], values[len(total) + len(asked) :]
         stops, saves, evaluations, written, failed = values[len(total) : len(total) + len(asked)]
         losses = self.objective.means(totals, counts)
@@ -189,6 +195,12 @@ class Trainer:
             data_wait=max(waits),
             sums=sums,
         )
+
+    def compare_ranks(self) -> None:
+        """Collective: count this rank's own time of the step; from time to time compare it with the others'."""
+        waited, self.counted_wait = self.loader.seconds_waited - self.counted_wait, self.loader.seconds_waited
+        if figures := self.rank_times.add(self.state.step, self.step.own_time.take() + waited):
+            self.metrics.log_ranks(figures, self.state.step)
 
     def evaluate(self) -> None:
         """Collective: evaluate on every held-out set that has not been evaluated at this step."""

