@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from torch.distributed import TCPStore
@@ -28,16 +29,23 @@ def hang() -> None:
     time.sleep(3600)
 
 
+def meet(place: str, pause: float = 0.5) -> None:
+    """Wait until every host is there."""
+    store.add(place, 1)
+    while store.add(place, 0) < hosts:
+        time.sleep(pause)
+
+
 ranks, patience, tokens, batch, micro, *rest = sys.argv[1:]
 host, hosts = int(os.environ["HOST"]), int(os.environ["HOSTS"])
 mine, world = range(host * int(ranks), (host + 1) * int(ranks)), hosts * int(ranks)
 resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 allow_connections(world)
 store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=host == 0, wait_for_workers=False)
+meet("come")  # as ranks do when they make their process group
 connections = [store.clone() for _ in mine]  # each rank has one, beside its heartbeat's
-hearts = [
-    Heartbeat(connection, rank, world, float(patience)) for connection, rank in zip(connections, mine, strict=True)
-]
+with ThreadPoolExecutor(len(mine)) as pool:  # each waits for its neighbor
+    hearts = list(pool.map(lambda c, rank: Heartbeat(c, rank, world, float(patience)), connections, mine))
 shares = {}
 if tokens:
     data = TokenDataset.open(tokens)
@@ -47,9 +55,7 @@ if tokens:
             data, masker, seed=0, global_batch_size=int(batch), micro_batch_size=int(micro), rank=rank, world_size=world
         )
         shares[rank] = [np.concatenate(loader.rank_entries(step)).tolist() for step in STEPS_SHOWN]
-store.add("ready", 1)
-while store.add("ready", 0) < hosts:
-    time.sleep(0.05)
+meet("ready")
 files = len(os.listdir("/proc/self/fd"))
 print(
     json.dumps({"files": files, "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "shares": shares}), flush=True
@@ -61,8 +67,6 @@ if rest:
         if step == 20 and host == int(rest[0]):
             hang()
         STEPS.finish_part()
-        store.add(f"step {step}", 1)  # the ranks wait for each other, as in an all-reduce
-        while store.add(f"step {step}", 0) < hosts:
-            time.sleep(0.02)
+        meet(f"step {step}", 0.02)  # as in an all-reduce
         STEPS.end()
 time.sleep(3600)
