@@ -19,7 +19,7 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader
 from ds_distill.data.masking import Masker
 from ds_distill.distributed.heartbeat import Heartbeat
-from ds_distill.distributed.process_group import allow_connections
+from ds_distill.utils.open_files import allow_open_files
 from ds_distill.utils.step_clock import STEPS
 
 STEPS_SHOWN, SOFT_LIMIT = (0, 1, 2), 256
@@ -40,7 +40,7 @@ ranks, patience, tokens, batch, micro, *rest = sys.argv[1:]
 host, hosts = int(os.environ["HOST"]), int(os.environ["HOSTS"])
 mine, world = range(host * int(ranks), (host + 1) * int(ranks)), hosts * int(ranks)
 resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-allow_connections(world)
+allow_open_files(4 * world)
 store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=host == 0, wait_for_workers=False)
 meet("come")  # as ranks do when they make their process group
 connections = [store.clone() for _ in mine]  # each rank has one, beside its heartbeat's
