@@ -425,8 +425,11 @@ class Recipe:
             "compile",
         ):
             del keys[f"training.{key}"]
-        for key in ("workers", "streaming", "column"):
+        # the data's own fingerprint tells what was held out
+        for key in ("workers", "streaming", "column", "heldout_fraction"):
             del keys[f"data.{key}"]
         del keys["student.from"]
+        if keys["training.teacher_precision"] == "auto":
+            del keys["training.teacher_precision"]  # earlier versions had no such key
         keys |= self.training.deepspeed_identity()
         return json.loads(json.dumps(keys))

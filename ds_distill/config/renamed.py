@@ -55,6 +55,5 @@ def read_identity(record: dict[str, Any]) -> dict[str, Any]:
         read["data.mode"] = MODE_LINES
     if any(key.startswith("losses.") for key in read):
         read.setdefault("losses.match", [])  # earlier versions had no such list
-    if "training.precision" in read:
-        read.setdefault("training.teacher_precision", "auto")
+    read.pop("data.heldout_fraction", None)  # the data's fingerprint tells it
     return read

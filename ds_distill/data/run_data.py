@@ -151,13 +151,13 @@ def _describe_text_change(manifest: dict, corpus: list[str], pieces: list[WorkUn
 
 
 def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
-    """Return the recipe with the prepared folder's mode and sequence length.
+    """Return the recipe with the prepared folder's mode, sequence length and share of held-out documents.
 
-    These two were decided when the folder was prepared.
+    They were decided when the folder was prepared, and a run's records and model card tell them.
     """
     manifest = open_manifest(tokens)
     recipe, data = copy.deepcopy(recipe), recipe.data
-    for key in ("mode", "sequence_length"):
+    for key in ("mode", "sequence_length", "heldout_fraction"):
         if getattr(data, key) != manifest[key]:
             log(f"data.{key} = {getattr(data, key)}: ignored, because {tokens} was prepared with {manifest[key]}")
             setattr(recipe.data, key, manifest[key])

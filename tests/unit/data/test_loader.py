@@ -14,9 +14,11 @@ from ds_distill.data.batch import compute_cu_seqlens
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
+from ds_distill.data.run_data import with_prepared_settings
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.token_files import merge
 from ds_distill.data.whole_words import SPACED, Words
+from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 
 VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
@@ -353,3 +355,15 @@ def test_where_documents_start():
     many = np.arange(200).reshape(2, 100)
     assert compute_cu_seqlens(many).tolist() == [*range(200)] + [200] * 56
     assert next(heldout_batches(store, make_masker(store), 2)).cu_seqlens is None
+
+
+def test_a_recipe_tells_what_prepared_tokens_were_made_with(capsys):
+    store = make_store()
+    used = {"mode": "lines", "sequence_length": 48, "heldout_fraction": 0.25}
+    (store.path / "manifest.json").write_text(json.dumps(store.manifest | used))
+    recipe = Recipe()
+    told = with_prepared_settings(recipe, store.path)
+    assert {key: getattr(told.data, key) for key in used} == used and recipe.data.heldout_fraction == 0.02
+    assert "data.heldout_fraction = 0.02: ignored" in capsys.readouterr().err
+    recipe.data.heldout_fraction = 0.25
+    assert recipe.identity() == Recipe().identity(), "the data's fingerprint tells it"
