@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import cast
 
 from ds_distill.exporters.model import read_json
 from ds_distill.utils.console import log
+from ds_distill.utils.files import copy_within
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are
 # the names that sentence-transformers 5 uses instead.
@@ -47,7 +47,7 @@ def write_sentence_transformers_files(source: Path, width: int, max_length: int,
         (folder / path).mkdir(exist_ok=True)
         _write_json(folder / path / "config.json", settings)
         if weights:
-            shutil.copyfile(weights, folder / path / "model.safetensors")
+            copy_within(weights, folder / path / "model.safetensors", source)
     _write_json(folder / MODULES, modules)
     source_settings = _read_dict(source / LENGTHS)
     if isinstance(source_settings.get("max_seq_length"), int):
@@ -67,9 +67,10 @@ def copy_sentence_transformers_files(source: Path, folder: Path) -> None:
         return
     for name in (MODULES, LENGTHS, SETTINGS):
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            copy_within(source / name, folder / name, source)
     for module in cast(list, read_json(source / MODULES))[1:]:
-        shutil.copytree(source / module["path"], folder / module["path"], dirs_exist_ok=True)
+        if path := Path(str(module["path"])).name:  # a folder in it, and none elsewhere
+            copy_within(source / path, folder / path, source)
 
 
 def _modules_after_transformer(source: Path, width: int) -> list[tuple[str, dict, Path | None]]:

@@ -1,6 +1,5 @@
 """The files of a training beside its checkpoints: what its model is, first; its export, curves and card, last."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from ds_distill.training.state import read_heldout_curves
 from ds_distill.training.trainer import Trainer, count_steps
 from ds_distill.training.weights import gather_master_weights
 from ds_distill.utils.console import is_first, log
-from ds_distill.utils.files import StoredSummary, json_text, read_summary
+from ds_distill.utils.files import StoredSummary, copy_within, json_text, read_summary
 from ds_distill.utils.resources import explain_disk_full
 
 
@@ -43,7 +42,7 @@ def keep_model(
 
     def keep() -> None:
         if not folder.has_model():
-            shutil.copytree(tokens / "tokenizer", folder.model, dirs_exist_ok=True)
+            copy_within(tokens / "tokenizer", folder.model, tokens)
             if base and origin.sentence_transformers:
                 family = get_family_by_type(config.model_type)
                 write_sentence_transformers_files(

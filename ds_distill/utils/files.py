@@ -3,7 +3,10 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+
+from ds_distill.utils.errors import UserError
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -11,6 +14,36 @@ def write_atomically(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def copy_within(source: Path, target: Path, root: Path) -> None:
+    """Copy a file, or a folder with all that is in it, into what may be published.
+
+    Args:
+        source: The file or folder.
+        target: The name of the copy. A folder may exist.
+        root: The folder of a user that `source` belongs to. Links may lead anywhere in it; in the
+            Hugging Face cache also to the model's blobs, of which its folders are made.
+
+    Raises:
+        UserError: A link leads elsewhere. Its target may be private.
+    """
+    home = root.resolve()
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        home = home.parents[1]
+    files = [source]
+    for place, folders, names in os.walk(source):
+        files += [Path(place, name) for name in (*folders, *names)]
+    for file in files:
+        if not (resolved := file.resolve()).is_relative_to(home):
+            raise UserError(
+                f"{file}: a link to {resolved}, which is outside of {root}, and a copy of it may be published; put the "
+                "file itself there"
+            )
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
 
 
 def json_text(value: object, indent: int | None = None) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files, write_sentence_transformers_files
+from ds_distill.utils.errors import UserError
 
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -46,3 +47,21 @@ def test_a_student_keeps_the_modules_that_fit_its_width(tmp_path, capsys, width,
 def test_a_teacher_without_them_gives_none(tmp_path):
     copy_sentence_transformers_files(tmp_path, tmp_path / "student")
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("path", ["../private", "linked"])
+def test_no_module_brings_files_from_elsewhere(tmp_path, path):
+    source, target, private = (tmp_path / name for name in ("source", "target", "private"))
+    for folder in (source, target, private):
+        folder.mkdir()
+    (private / "key").write_text("secret")
+    (source / "linked").symlink_to(private)
+    (source / "private").mkdir()
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": path, "type": "x.Pooling"}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    if path == "linked":
+        with pytest.raises(UserError, match="linked: a link to .*private, which is outside of .*source"):
+            copy_sentence_transformers_files(source, target)
+    else:
+        copy_sentence_transformers_files(source, target)
+    assert not list(tmp_path.glob("target/**/key"))
