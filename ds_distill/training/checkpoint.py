@@ -18,6 +18,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.training.engine import Engine
+from ds_distill.training.trusted import check_trusted
 from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -181,9 +182,10 @@ def load(engine: Engine, path: Path) -> dict:
     checkpoint.
 
     Raises:
-        UserError: The precision differs, one stage is 0 and the other is not, or the optimizer's
-            state cannot be read.
+        UserError: The precision differs, one stage is 0 and the other is not, the optimizer's state
+            cannot be read, or somebody else may have written the checkpoint.
     """
+    run_on_rank0(lambda: check_trusted(path))
     now, manifest = shape_of(engine), read_manifest(path)
     before = manifest["shape"]
     if before["precision"] != now["precision"]:

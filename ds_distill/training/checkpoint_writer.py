@@ -33,6 +33,7 @@ from ds_distill.training.checkpoint import (
     shape_of,
 )
 from ds_distill.training.engine import Engine
+from ds_distill.training.trusted import close_to_others
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.progress import note_progress
 from ds_distill.utils.resources import explain_disk_full
@@ -228,6 +229,7 @@ class CheckpointWriter:
             while files:
                 path, file = files.popitem()
                 facts[path.name] = file.move_to(path)
+                close_to_others(path)
         return facts
 
     def _publish(self, files: Facts) -> Saved:
@@ -236,6 +238,8 @@ class CheckpointWriter:
         text = json.dumps(self._manifest | {"files": dict(sorted(files.items()))}, indent=1) + "\n"
         with explain_disk_full(self.folder):
             MemoryFile(text.encode()).move_to(partial / "state" / MANIFEST)
+        for path in (partial / "state" / MANIFEST, partial / "state"):
+            close_to_others(path)
         _sync_folder(partial / "state")
         if final.exists():
             shutil.rmtree(final)

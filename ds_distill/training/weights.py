@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 from ds_distill.training.checkpoint import FROZEN, read_manifest
 from ds_distill.training.engine import Engine
+from ds_distill.training.trusted import check_trusted
 from ds_distill.utils.errors import UserError
 
 PREFIX = "model."  # the model's name in the module that the engine runs
@@ -62,6 +63,7 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     Raises:
         UserError: The folder holds no checkpoint of this model.
     """
+    check_trusted(folder)
     states = sorted(folder.glob("*model_states.pt"))
     if not states:
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
