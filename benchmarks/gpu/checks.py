@@ -276,12 +276,18 @@ def engine_steps_error(
 def host_syncs(device: torch.device) -> Iterator[Check]:
     """Check that a micro-step does not make the host wait for the GPU."""
     yield Check("host waits in a micro-step", 0, functools.partial(host_waits, device))
+    yield Check("host waits in a micro-step, padding", 0, functools.partial(host_waits, device, True))
 
 
-def host_waits(device: torch.device) -> tuple[float, str]:
+def host_waits(device: torch.device, padding: bool = False) -> tuple[float, str]:
     """Count how often a micro-step, forward and backward, makes the host wait for the GPU."""
     unless("no GPU" if device.type != "cuda" else None)
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
+    mask = None
+    if padding:  # half of the last sequence
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[-1, ids.shape[1] // 2 :] = False
+        labels = labels.masked_fill(~mask, -100)
     frozen, counts = Teacher(teacher.half()), (labels.numel(), int((labels >= 0).sum()))
     objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
     if compile_unavailable_reason() is None:
@@ -301,7 +307,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
             torch.cuda.set_sync_debug_mode("warn" if micro == 4 else "default")
             # The debug mode sees copies to the host, but not a wait for the whole device.
             with mock.patch("torch.cuda.synchronize", lambda *_: warnings.warn("torch.cuda.synchronize", stacklevel=2)):
-                loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
+                loss, _ = engine(ids, mask, labels, counts, frozen.targets(ids, mask))
                 engine.backward(loss)
             torch.cuda.set_sync_debug_mode("default")
         engine.step()

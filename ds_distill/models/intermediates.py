@@ -47,6 +47,11 @@ def run_encoder(
         cu_seqlens: As in data.batch, for models.attention; or None.
         sites: The quantities to record.
     """
+    if attention_mask is not None and attention_mask.dim() == 2:
+        # transformers asks a 2-dimensional mask whether it is true everywhere, for which the host waits
+        # for a GPU; a mask of 4 dimensions it takes as it is
+        length = attention_mask.shape[1]
+        attention_mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
     inside = any(site.layer != LAST for site in sites)
     options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
     output = get_family(model).get_encoder(model)(
