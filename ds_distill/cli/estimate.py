@@ -10,6 +10,7 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.estimate.corpora import CORPORA, EpochSize, parse_tokens, size_of_corpus
 from ds_distill.estimate.hardware import DEVICES, find_device
 from ds_distill.estimate.known_models import KNOWN_MODELS, KnownModel, find_known_model
+from ds_distill.estimate.scaling import NETWORK, NETWORK_IS
 from ds_distill.models.families import FAMILIES
 from ds_distill.models.folder import ModelFolder, find_model_folder, read_config
 from ds_distill.reporting.closing import format_closing
@@ -81,6 +82,13 @@ def add_arguments(parser) -> None:
         type=float | None,
         default=None,
         help="US dollars per device and hour; by default a price of --gpu, which the estimate states",
+    )
+    parser.add_argument(
+        "--network",
+        type=float,
+        default=NETWORK,
+        help="GB per second that each device can send to others, for the table of how a step scales with more devices "
+        f"and for the rate of more than one node (default {NETWORK:g}: {NETWORK_IS})",
     )
     parser.add_argument(
         "--tokens",
@@ -170,6 +178,7 @@ def run(options) -> dict:
         _epoch_size(options),
         options.price,
         start,
+        options.network,
     )
     if is_first():
         print(format_plan(estimate) + "\n")

@@ -185,12 +185,17 @@ class Estimator:
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
 
+    @property
+    def projected(self) -> float:
+        """The share of positions that the heads run on: on a GPU all, on a CPU those that a loss needs."""
+        return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
         """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""
         teacher, student = (
             get_family_by_type(model.config.model_type).dims(model.config) for model in (self.teacher, self.student)
         )
-        share = rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+        share = self.projected
         passes = ((teacher, int(self.uses_teacher)), (student, 3))
         work = Work(
             flops=flops_per_token(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from ds_distill.data.shares import Shares
@@ -11,18 +12,31 @@ from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import HEADROOM, Estimator
 from ds_distill.estimate.flops import flops_per_token
-from ds_distill.estimate.hardware import CPU_LONG, CPU_SHORT, DEVICES, H100_LARGE, H100_SMALL, find_device, is_measured
+from ds_distill.estimate.hardware import (
+    CPU_LONG,
+    CPU_SHORT,
+    DEVICES,
+    H100_LARGE,
+    H100_SMALL,
+    Device,
+    find_device,
+    is_measured,
+)
 from ds_distill.estimate.known_models import KnownModel
 from ds_distill.estimate.memory import GIB
 from ds_distill.estimate.result import expected_result
+from ds_distill.estimate.scaling import NETWORK, Exchange, Scale, scale, strong_scaling
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe, Training
 from ds_distill.utils.errors import UserError
 
 BERT_VOCABULARY = 30_522  # tokens of BERT's uncased tokenizer, in which corpora are counted
+NODE = 8  # GPUs that exchange within a node, where this is faster than the network and is not counted
 # From this share of fixed cost on, a plan advises larger batches.
 LARGE_FIXED_SHARE = 0.25
+_NOT_COUNTED = "communication between them is not counted"
+_COUNTED = "the time of their exchange is added in full"
 
 
 class Speed(NamedTuple):
@@ -53,6 +67,7 @@ def plan(
     epoch: EpochSize | None = None,
     price: float | None = None,
     start: ModelFolder | KnownModel | None = None,
+    network: float = NETWORK,
 ) -> dict:
     """Return what the recipe takes on `ranks` devices of `memory_gib` GiB.
 
@@ -68,12 +83,14 @@ def plan(
         epoch: How long an epoch is, where there is no prepared folder.
         price: US dollars per device and hour; the table's for `gpu` if None.
         start: The model that student.from names, if it does.
+        network: GB per second that each device can send to others.
     """
     for key, value in (
         ("--ranks", ranks),
         ("--memory_gib", memory_gib),
         ("--tokens_per_second", tokens_per_second),
         ("--price", price),
+        ("--network", network),
     ):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
@@ -90,15 +107,26 @@ def plan(
     rows = _memory_rows(estimator, micro_batch_size, ranks, available, in_use)
     step_tokens, total_tokens = _run_tokens(recipe, estimator.length, tokens, epoch)
     speed = _speed(estimator, gpu, micro_batch_size, ranks, tokens_per_second, total_tokens)
+    student_parameters = count_parameters(estimator.student)
+    scaling = _scaling(estimator, device, speed, ranks, student_parameters, micro_batch_size, network)
+    if scaling and speed.kind != "given" and ranks > NODE:
+        speed = _less_network(speed, scaling(ranks).tokens_per_second, network)
     rate = speed.tokens_per_second
     flops = flops_per_token(
-        estimator.teacher.config if estimator.uses_teacher else None, estimator.student.config, estimator.length
+        estimator.teacher.config if estimator.uses_teacher else None,
+        estimator.student.config,
+        estimator.length,
+        estimator.projected,
     )
     hours = total_tokens / rate / 3600 if total_tokens else None
     price_source = "given" if price else device.price_source if device else None
     price = price or (device.price if device else None)
-    student_parameters = count_parameters(estimator.student)
     notes = [*speed.notes]
+    if stage == 3 and rows[1]["fits"] == "yes":
+        notes.append(
+            "ZeRO 3 does not pay here: it gathers all weights twice in every micro-batch and leaves the blocks "
+            f"uncompiled, to save {rows[1]['peak'] - rows[3]['peak']:.1f} GiB that ZeRO 1, which fits, would take."
+        )
     if epoch and epoch.title and estimator.teacher.config.vocab_size != BERT_VOCABULARY:
         notes.append("The corpus is counted in tokens of BERT's uncased tokenizer; this teacher's makes more or fewer.")
     if not any(
@@ -130,12 +158,51 @@ def plan(
         "largest_micro_batch": largest,
         "stages": rows,
         "advice": _advice(rows[stage], rows, largest, training),
+        "scaling": scaling and strong_scaling(scaling, training.global_batch_size, total_tokens, network),
         "expected_student": expected_result(
             estimator.teacher.config, estimator.student.config, student_parameters, estimator.uses_teacher
         ),
         "notes": notes,
     }
     return {"sentence": _sentence(estimate, teacher, recipe, stage)} | estimate
+
+
+def _scaling(
+    estimator: Estimator,
+    gpu: Device | None,
+    speed: Speed,
+    ranks: int,
+    parameters: int,
+    micro_batch_size: int,
+    network: float,
+) -> Callable[[int], Scale] | None:
+    """Return the function that tells a step on a number of devices; None for CPUs."""
+    if estimator.device.type == "cpu":
+        return None
+    training = estimator.recipe.training
+    between = training.deepspeed_json().get("communication_data_type")
+    # gradients travel in fp32 unless the DeepSpeed JSON says otherwise
+    exchange = Exchange(parameters, estimator.stage, 2 if between in ("fp16", "bf16") else 4, estimator.dtype.itemsize)
+
+    def rate(sequences: int) -> float:
+        if gpu and speed.kind != "given":
+            return estimator.known_rate(gpu, sequences).tokens_per_second
+        return speed.tokens_per_second / ranks
+
+    def one(devices: int) -> Scale:
+        sequences = training.global_batch_size
+        return scale(devices, sequences, estimator.length, micro_batch_size, rate, exchange, network)
+
+    return one
+
+
+def _less_network(speed: Speed, tokens_per_second: float, network: float) -> Speed:
+    """Return a rate of several nodes with what their devices exchange counted."""
+    return speed._replace(
+        tokens_per_second=tokens_per_second,
+        basis=f"{speed.basis}, less the exchange of gradients and weights at {network:g} GB/s per device",
+        notes=[note.replace(_NOT_COUNTED, _COUNTED) for note in speed.notes],
+    )
 
 
 def _memory_rows(
@@ -200,7 +267,8 @@ def _speed(
             "computed rows only fill up the smaller ones."
         )
     if gpu is None:
-        rate = estimator.measure_rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks)
+        sequences = min(micro_batch_size, 4) if estimator.device.type == "cpu" else micro_batch_size
+        rate = estimator.measure_rate(sequences, (total_tokens or math.inf) / ranks)
         basis = "forward and backward of one rank measured here, × ranks"
         if estimator.device.type == "cpu":
             known = CPU_LONG if estimator.length > 2 * CPU_SHORT.length else CPU_SHORT
@@ -233,8 +301,8 @@ def _speed(
     if ranks > 1:
         basis += f", × {ranks} devices"
         notes.append(
-            "Training on several GPUs was not measured: the rate is that of one times their number, and communication "
-            "between them is not counted."
+            "Training on several GPUs was not measured: the rate is that of one times their number, and "
+            f"{_NOT_COUNTED}."
         )
     recipe = estimator.recipe
     if recipe.data.mode != "packed":

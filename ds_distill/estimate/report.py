@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from ds_distill.reporting.tables import table
+from ds_distill.reporting.tables import aligned, table
 
 WIDTH = 80
 _PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
@@ -45,6 +45,7 @@ def format_plan(estimate: dict) -> str:
             _facts(shown),
             "Estimated memory per rank in GiB; the peak is the most in use at one time, which can be less than the sum",
             table(estimate["stages"], columns),
+            *([_scaling(estimate["scaling"])] if estimate["scaling"] else []),
             "What to expect of the student\n" + _bullets(_expectations(estimate["expected_student"])),
             "Where the figures come from\n" + _bullets([*sources, *estimate["notes"]]),
         ]
@@ -57,6 +58,21 @@ def _facts(facts: dict[str, str]) -> str:
     return "\n".join(
         textwrap.fill(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent) for name, value in facts.items()
     )
+
+
+def _scaling(scaling: dict) -> str:
+    """Return where more devices stop paying: a table and a sentence."""
+    known = scaling["rows"][0]["hours"] is not None  # else the length of the run is unknown
+    rows = [("devices", "compute ms", "network ms", "tokens/s", "of linear", *(["hours"] if known else []))]
+    for row in scaling["rows"]:
+        milliseconds = (f"{row[key]:,.1f}" for key in ("compute_ms", "communication_ms"))
+        rate, share = f"{row['tokens_per_second']:,.0f}", f"{row['share']:.0%}"
+        rows.append((f"{row['devices']:,}", *milliseconds, rate, share, *([f"{row['hours']:,.1f}"] if known else [])))
+    network = (
+        f"A step on more devices, each of which sends {scaling['network_gb_per_second']:g} GB/s "
+        f"({scaling['network_is']}; --network), without overlap of computation and communication"
+    )
+    return "\n\n".join([textwrap.fill(network, WIDTH), aligned(rows), textwrap.fill(scaling["verdict"], WIDTH)])
 
 
 def _bullets(lines: list[str]) -> str:

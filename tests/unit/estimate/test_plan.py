@@ -134,3 +134,41 @@ def test_a_share_of_the_teacher_is_told_only_where_a_result_supports_it():
 
 def test_every_device_states_its_source_and_price():
     assert all(device.source and device.price_source and device.price > 0 for device in DEVICES.values())
+
+
+def test_where_more_gpus_stop_paying_is_told_in_eighty_columns(capsys):
+    words = "--teacher google-bert/bert-base-uncased --gpu h100 --corpus wikipedia+bookcorpus --config distilbert_base"
+    assert main(["estimate", *words.split(), "--ranks", "64"]) == 0
+    *printed, last = capsys.readouterr().out.splitlines()
+    scaling = json.loads(last)["scaling"]
+    assert scaling["verdict"] in " ".join(printed) and re.match(r"Up to \d+ devices pay: on \d+, ", scaling["verdict"])
+    start = next(number for number, line in enumerate(printed) if line.startswith("A step on more devices"))
+    end = next(number for number, line in enumerate(printed) if line.startswith("What to expect"))
+    assert max(map(len, printed[start:end])) <= 80 and "sends 40 GB/s" in printed[start]
+    row = next(row for row in scaling["rows"] if row["devices"] == 64)
+    assert json.loads(last)["tokens_per_second"] == pytest.approx(row["tokens_per_second"], rel=1e-3)
+    assert json.loads(last)["hours"] == pytest.approx(row["hours"], rel=1e-2)
+    assert "less the exchange of gradients and weights at 40 GB/s" in json.loads(last)["rate_is"]
+
+
+def test_one_node_is_not_charged_for_the_network_and_a_slow_network_serves_fewer():
+    eight, sixteen = estimate(ranks=8), estimate(ranks=16)
+    assert "not counted" in " ".join(eight["notes"]) and "not counted" not in " ".join(sixteen["notes"])
+    assert sixteen["tokens_per_second"] < 2 * eight["tokens_per_second"]
+    slow = plan(recipe(), BERT, None, 16, None, None, "h100", network=4.0)
+    assert slow["tokens_per_second"] < sixteen["tokens_per_second"]
+    assert len(slow["scaling"]["rows"]) < len(sixteen["scaling"]["rows"])
+    with pytest.raises(UserError, match="--network -1: must be above 0"):
+        plan(recipe(), BERT, None, 16, None, None, "h100", network=-1)
+
+
+def test_zero_3_for_a_small_student_is_said_not_to_pay():
+    notes = {stage: " ".join(estimate(given=recipe(deepspeed=f"zero{stage}"))["notes"]) for stage in (1, 3)}
+    assert "ZeRO 3 does not pay here" in notes[3] and "ZeRO 3" not in notes[1]
+
+
+def test_a_gpu_projects_all_positions_and_so_does_its_estimate():
+    """Only a CPU leaves out rows that no loss needs."""
+    masked = Recipe(data=recipe().data, training=recipe().training, losses=Losses(kl_tokens="masked"))
+    assert estimate(given=masked)["mflops_per_token"] == estimate()["mflops_per_token"]
+    assert estimate(given=masked)["tokens_per_second"] == estimate()["tokens_per_second"]
