@@ -28,6 +28,7 @@ import torch
 from deepspeed.git_version_info import version as deepspeed_version
 from deepspeed.ops.op_builder.builder import OpBuilder
 
+from ds_distill.builds.cache_folder import environment_folder, host_folder, is_on_network
 from ds_distill.builds.elf import is_complete_elf
 from ds_distill.distributed.launch_environment import world_size
 from ds_distill.utils.console import log, spinner
@@ -40,10 +41,10 @@ _torch_build = OpBuilder.jit_load
 
 
 def load_extension(builder: OpBuilder) -> ModuleType:
-    """Return the module of a DeepSpeed extension, from the environment's folder, or built there first.
+    """Return the module of a DeepSpeed extension, from the folder of extensions, or built there first.
 
     A build takes about a minute. Several processes may call this at once: one builds, the others
-    wait for it.
+    wait for it, and then load it at the same time.
 
     Raises:
         RuntimeError: The extension cannot be built here, or another process has been building it
@@ -51,9 +52,12 @@ def load_extension(builder: OpBuilder) -> ModuleType:
     """
     name = builder.name
     module = _load_built(name)
-    if module is None:
-        with _build_lock(name):
-            module = _load_built(name) or _build(builder)
+    while module is None:
+        with _build_lock(name) as is_held:
+            if is_held:
+                module = _load_built(name) or _build(builder)
+        if not is_held:  # another process has built it
+            module = _load_built(name)
     OpBuilder._loaded_ops[name] = module
     return module
 
@@ -68,15 +72,16 @@ def extensions_folder() -> Path:
 
     Compiled code depends on the Python environment (paths, versions) and on the processor, since
     DeepSpeed compiles for the very machine it runs on. Hosts of several kinds on one file system
-    have a folder each.
+    have a folder each. So has each host where the environment, or without one the home, is on a
+    network.
     """
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if not root and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        root = os.path.join(sys.prefix, "torch_extensions")
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or environment_folder("torch_extensions")
     if not root:
         from torch.utils.cpp_extension import get_default_build_root
 
         root = get_default_build_root()
+    if "TORCH_EXTENSIONS_DIR" not in os.environ and is_on_network(root):
+        root = host_folder("torch_extensions")
     return Path(root) / _machine_key()
 
 
@@ -155,29 +160,35 @@ def _compiling(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _build_lock(name: str) -> Iterator[None]:
+def _build_lock(name: str) -> Iterator[bool]:
     """Hold the build lock of `name`; its file names who builds, or why the last build failed.
 
-    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in
-    turn, and after half an hour of waiting.
+    Yields whether it is held. It is not where another process has built the extension meanwhile: of
+    hundreds that wait, none has to wait for the others to load it. Raises RuntimeError where the
+    build that was waited for failed, so that not every rank tries in turn, and after half an hour of
+    waiting.
     """
     folder = extensions_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.lock", "a+", encoding="utf-8") as lock:
         waited = _acquire(lock, name)
+        if waited is None:
+            yield False
+            return
         last = _read(lock)
         if waited and last.startswith(FAILED):
             raise RuntimeError(f"another process could not compile it: {last.removeprefix(FAILED)}")
         _write(lock, f"process {os.getpid()} on {socket.gethostname()}")
         try:
-            yield
+            yield True
         except Exception as error:
             _write(lock, FAILED + first_line(error))
             raise
 
 
-def _acquire(lock, name: str) -> bool:
-    """Take the lock; return whether it had to be waited for."""
+def _acquire(lock, name: str) -> bool | None:
+    """Take the lock; return whether it had to be waited for, or None where the extension is built by then."""
+    before = _version(name)
     if _try_lock(lock):
         return False
     deadline = time.monotonic() + MAX_WAIT_SECONDS
@@ -186,6 +197,8 @@ def _acquire(lock, name: str) -> bool:
     log(_compiling(name) if ours else f"waiting for {_read(lock) or 'another process'}, which is compiling {name}")
     with spinner("compiling" if ours else "waiting"):
         while not _try_lock(lock):
+            if _version(name) not in (None, before):
+                return None
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{_read(lock) or 'another process'} has been compiling {name} for "
@@ -193,6 +206,15 @@ def _acquire(lock, name: str) -> bool:
                 )
             time.sleep(_POLL_SECONDS)
     return True
+
+
+def _version(name: str) -> tuple[int, int] | None:
+    """Return what tells a library from another one in its place; None where there is none."""
+    try:
+        facts = _library(name).stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _is_ours(holder: str) -> bool:

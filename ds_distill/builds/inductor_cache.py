@@ -1,21 +1,23 @@
 """torch.compile's cache on disk, kept free of partial files that killed compilers left in it."""
 
 import os
-import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ds_distill.builds.cache_folder import environment_folder, host_folder, is_on_network
 from ds_distill.builds.elf import is_complete_elf
 
 
 def keep_cache_in_environment() -> None:
     """Have torch.compile keep its files in the environment's own folder, where there is one, instead of below /tmp.
 
+    An environment that hosts share is an exception: each host then has a folder of its own.
     Call it before torch is imported, which reads the variable once.
     """
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(sys.prefix, "torch_inductor"))
+    folder = environment_folder("torch_inductor")
+    if folder is not None and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(host_folder("torch_inductor") if is_on_network(folder) else folder)
 
 
 def remove_partial_libraries(cache: Path | None = None) -> list[Path]:

@@ -1,6 +1,7 @@
 """Whatever a killed build of DeepSpeed's extensions leaves behind, the next process builds or loads them."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -136,6 +137,27 @@ def test_one_builds_and_the_others_load(build):
     build.until(lambda: build.compilers == 1)
     (build.folder / "wait").unlink()
     assert ends(*several) == [0, 0, 0] and build.compilers == 1
+
+
+def test_who_waits_loads_what_is_built_while_the_lock_is_held(build):
+    """Hundreds of ranks would else load it one after another."""
+    (build.folder / "wait").touch()
+    waiting = build.start()
+    build.until(lambda: build.compilers == 1)
+    (build.folder / "wait").unlink()
+    assert ends(waiting) == [0]
+    library = deepspeed_extensions._library("tiny_extension")
+    built = library.read_bytes()
+    library.unlink()
+    with open(deepspeed_extensions.extensions_folder() / "tiny_extension.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = build.start()
+        time.sleep(1)
+        assert waiting.is_alive()
+        partial = library.with_suffix(".partial")
+        partial.write_bytes(built)
+        partial.rename(library)
+        assert ends(waiting) == [0] and build.compilers == 1
 
 
 def test_a_build_that_failed_is_not_tried_by_every_rank_but_by_the_next_run(build, monkeypatch):
