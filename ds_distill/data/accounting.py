@@ -17,6 +17,7 @@ TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 # where {example} is the first that was met.
 CAUSES = {
     "between_documents": None,  # white space and byte-order marks: nothing is lost
+    "long_rows": None,  # each file with such rows has a remark of its own
     "not_utf8": "replace bytes that are not valid UTF-8",
     "unknown": "are in words that are not in the tokenizer's vocabulary, such as {example}; check that the "
     "tokenizer was made for this language",
@@ -83,7 +84,7 @@ class Accounts:
         """
         lines = [
             self._encoding_sentence(),
-            *(self._cause_sentence(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
+            *(self._cause_sentence(cause) for cause, sentence in CAUSES.items() if sentence and cause != "not_utf8"),
             self._rows_sentence(),
         ]
         return [*filter(None, lines), *self.findings.sentences()]
@@ -92,7 +93,7 @@ class Accounts:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}
         if not (where := _describe_share(parts)):
             return None
-        sentence = cast(str, CAUSES[cause])  # Only the cause that loses nothing has none.
+        sentence = cast(str, CAUSES[cause])  # Those without one are not asked for.
         example = self.examples.get(cause, "")
         return (
             f"{where.format('the characters')} "

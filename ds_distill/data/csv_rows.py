@@ -8,12 +8,13 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from io import TextIOBase
 from itertools import chain
 
 from ds_distill.data.read_warnings import Findings
+from ds_distill.data.sources import LONGEST_ROW
 from ds_distill.utils.errors import UserError
 
-_LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest
 # A field with so many lines, each with as many commas as a row, suggests an unclosed quote.
 _MANY_LINES = 200
 _SOME_ROWS, _MANY_ROWS = 10, 20  # lines exactly like rows that lead to a remark, or to an error
@@ -26,11 +27,11 @@ class CsvRows:
     Text that is no csv raises a UserError with the row and the line where it begins.
     """
 
-    def __init__(self, stream: Iterator[str], delimiter: str, path: str):
-        csv.field_size_limit(_LONGEST_FIELD)
+    def __init__(self, stream: TextIOBase, delimiter: str, path: str):
+        csv.field_size_limit(2 * LONGEST_ROW)  # Longer rows are refused before.
         self._lines, self._delimiter, self._path = stream, delimiter, path
         self._row: list[str] = []  # the lines of the current row
-        self._number, self.line, self._lines_read = -1, 1, 0
+        self._number, self.line, self._lines_read, self._characters = -1, 1, 0, 0
         self._reader = csv.reader(self._remembered(), delimiter=delimiter, strict=True)
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -38,7 +39,7 @@ class CsvRows:
 
     def __next__(self) -> list[str]:
         while True:
-            self._row, self.line = [], self._lines_read + 1
+            self._row, self.line, self._characters = [], self._lines_read + 1, 0
             if row := self._parse():
                 self._number += 1
                 return row
@@ -120,9 +121,16 @@ class CsvRows:
         return numbers == expected or numbers[:-1] == expected[:-1] and numbers[-1] == columns - 1
 
     def _remembered(self) -> Iterator[str]:
-        for line in self._lines:
+        while line := self._lines.readline(LONGEST_ROW):
             self._row.append(line)
             self._lines_read += 1
+            self._characters += len(line)
+            if self._characters >= LONGEST_ROW:
+                self._number += 1
+                raise UserError(
+                    f"{self.where}: a row of more than {LONGEST_ROW >> 20} million characters, as an unclosed quote "
+                    f"makes one; {QUOTES}"
+                )
             yield line
 
     def _parse(self) -> list[str]:
@@ -140,7 +148,7 @@ class CsvRows:
             self._number += 1
             if "expected after" in str(error):
                 raise UserError(f"{self.where}: there is text after a closing quote; {QUOTES}") from error
-            if "unexpected end" in str(error) or "field larger" in str(error):
+            if "unexpected end" in str(error):
                 raise UserError(f"{self.where}: a quote that is opened there is never closed; {QUOTES}") from error
             raise
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+LONG_ROWS = "long rows"  # the kind of the remarks on rows that were skipped
+
 
 @dataclass
 class Findings:
@@ -22,6 +24,11 @@ class Findings:
         """Count characters that were read, and those of them that are in no document."""
         self.characters["read"] += read
         self.characters["between_documents"] += between_documents
+
+    def skip(self, rows: int, characters: int, sentence: str) -> None:
+        """Count rows that are too long to be read, with their characters, and keep a sentence on the first."""
+        self.characters.update({"read": characters, "long_rows": characters})
+        self.remark(LONG_ROWS, sentence, rows)
 
     def remark(self, kind: str, sentence: str, times: int = 1) -> None:
         """Keep a sentence, or count it where there already is one of its kind."""

@@ -31,6 +31,8 @@ PIECE_BYTES = 32 * 2**20
 # A longer document is cut: a book of one paragraph must neither fill memory nor fall into one split
 # as a whole.
 DOCUMENT_CHARACTERS = 100_000
+# bytes of a row, and characters of a csv row; longer ones are skipped, or refused in a csv
+LONGEST_ROW = 16 * 2**20
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
 
 
@@ -187,7 +189,8 @@ def open_parquet(file: Path):
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        # Without a buffer, the compressed bytes of a whole row group would be read at once.
+        return pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError) as error:
         raise unreadable(file, error) from error
 

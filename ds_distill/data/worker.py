@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from ds_distill.data.encode import Encoder
 from ds_distill.data.packing import LinePacker, Packer
-from ds_distill.data.read_warnings import Findings
+from ds_distill.data.read_warnings import LONG_ROWS, Findings
 from ds_distill.data.readers import Document, read
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.sources import WorkUnit
@@ -108,6 +108,7 @@ class PieceWorker:
                 statistics.update({"sequences_too_short": packer.short, "sequences_unknown": packer.unknown})
                 findings.characters.update(packer.lost)
                 findings.characters["tokenized"] -= sum(packer.lost.values())
+        statistics["long_rows"] = findings.remarks.get(LONG_ROWS, (0, ""))[0]
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
         report = {

@@ -274,7 +274,7 @@ def _read_rows(
                     yield line, make_row(list(zip(names, row, strict=True)))
 
 
-def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(stream: io.TextIOBase, file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, fields) of each row.
 
     Text that is no csv, or rows that a quote has swallowed, are refused or reported with their
@@ -289,7 +289,7 @@ def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
         log(sentence)
 
 
-def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
+def _tsv_rows(stream: io.TextIOBase, file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, fields) of each row.
 
     GLUE's own files quote nothing: a lone " in a sentence would swallow the lines after it.

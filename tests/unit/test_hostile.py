@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -254,6 +256,24 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
     count, longest, grown = map(int, done.stdout.split())
     assert count >= 3000 and longest <= 100_000
     assert grown < 150, f"{grown} MiB for a document of 300 MB"
+
+
+@pytest.mark.promise("Input that is not text, endless lines, archive bombs: counted or refused, in bounded memory")
+def test_rows_that_unpack_to_gigabytes(tmp_path):
+    """One row of jsonl has 300 MB, and 256 rows of a parquet file of less than a kilobyte have 512 MB."""
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", compresslevel=1) as file:
+        for part in (b'{"text": "', *[b"a" * 10**6] * 300, b'"}\n{"text": "kept"}\n'):
+            file.write(part)
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 256, pyarrow.int8()), ["a" * 2_000_000])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1000
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    count, longest, grown = map(int, done.stdout.split())
+    assert count == 1 + 256 * 20 and longest <= 100_000
+    assert grown < 400, f"{grown} MiB for rows of 300 MB and 512 MB"
 
 
 @pytest.mark.promise("Input that is not text, endless lines, archive bombs: counted or refused, in bounded memory")

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ds_distill.data import csv_rows, rows, sources
+from ds_distill.data.parquet_pages import largest_page
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import documents, read
 from ds_distill.data.sources import split_inputs
@@ -290,3 +292,67 @@ def test_a_key_that_stands_twice_in_one_object_is_refused_where_its_values_diffe
     (tmp_path / "t.jsonl").write_text('{"text": "a", "text": "b"}\n')
     with pytest.raises(UserError, match="line 1: 'text' is given more than once"):
         list(documents([str(tmp_path / "t.jsonl")]))
+
+
+def test_rows_of_any_length_are_read_or_counted(tmp_path, monkeypatch):
+    """What is too long is skipped, with its characters; its neighbors are not."""
+    monkeypatch.setattr(sources, "LONGEST_ROW", 100)
+    values = ["short", "é" * 200, "last"]
+    write_arrow(tmp_path / "a.parquet", pyarrow.table({"text": values}))
+    write_arrow(tmp_path / "b.arrow", pyarrow.table({"text": pyarrow.array(values).dictionary_encode()}))
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in values]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n" + lines[1])
+    for name, count, characters in (("a.parquet", 1, 200), ("b.arrow", 1, 200), ("c.jsonl", 2, len(lines[1]) * 2 + 1)):
+        findings = Findings()
+        assert texts(tmp_path / name, (tmp_path / name).read_bytes(), findings) == ["short", "last"]
+        assert (
+            findings.characters
+            == {
+                "read": 9 + characters,
+                "long_rows": characters,
+                "between_documents": 0,
+            }
+            and findings.remarks["long rows"][0] == count
+        )
+    assert "c.jsonl, line 2: a row of 213 characters is skipped" in findings.sentences()[0]
+    with pytest.raises(UserError, match=r"line 1: a JSON array; one JSON object per line"):
+        texts(tmp_path / "d.json", b'[{"text": "' + b"a" * 200)
+
+
+@pytest.mark.parametrize("row", ["x" * 200, '"' + "x\n" * 200])
+def test_a_row_of_a_csv_that_does_not_end_is_refused(tmp_path, monkeypatch, row):
+    monkeypatch.setattr(csv_rows, "LONGEST_ROW", 100)
+    with pytest.raises(UserError, match=r"t\.csv, row 2 \(line 3\): a row of more than .* an unclosed quote"):
+        texts(tmp_path / "t.csv", f"text\nfine\n{row}\n".encode())
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_largest_page_is_found_in_the_headers(tmp_path, version, compression):
+    column = pyarrow.array([f"{number:05d}" * 20 for number in range(3000)] + ["x" * 70_000])
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": column}),
+        tmp_path / "t.parquet",
+        data_page_version=version,
+        data_page_size=5_000,
+        write_batch_size=10,
+        compression=compression,
+        use_dictionary=False,
+    )
+    chunk = pyarrow.parquet.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0).column(0)
+    first, length = chunk.data_page_offset, chunk.total_compressed_size
+    with (tmp_path / "t.parquet").open("rb") as stream:
+        assert 70_000 < largest_page(stream, first, first + length) < 76_000
+        for start in (0, first + 1, first + length):
+            with pytest.raises(ValueError, match="no page header at byte"):
+                largest_page(stream, start, start + length)
+
+
+def test_rows_of_a_page_that_is_too_large_are_skipped_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_LARGEST_PAGE", 1000)
+    table = pyarrow.table({"text": ["kept"] * 2 + ["x" * 2000] * 2})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    findings = Findings()
+    assert texts(tmp_path / "t.parquet", (tmp_path / "t.parquet").read_bytes(), findings) == ["kept"] * 2
+    assert findings.remarks["long rows"][0] == 2 and findings.characters["long_rows"] > 2000
+    assert "row group 1: its 2 rows are skipped" in findings.sentences()[0]
