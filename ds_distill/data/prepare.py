@@ -30,7 +30,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
 
 MODES = ("packed", "lines")
-REPORT_VERSION = 2  # version of the report that a finished piece writes
+REPORT_VERSION = 3  # version of the report that a finished piece writes
 
 
 def prepare(

@@ -32,11 +32,13 @@ class Document:
         text: The document's text.
         bad_utf8: Whether bytes that are not UTF-8 were replaced.
         cut: Whether it is a part of a longer document.
+        continues: Whether it is a part that goes on with the document before it.
     """
 
     text: str
     bad_utf8: bool = False
     cut: bool = False
+    continues: bool = False
 
 
 def documents(inputs: list[str]) -> Iterator[str]:
@@ -54,7 +56,7 @@ def read(
     """Yield the documents of a piece, in order; an empty document has an empty text.
 
     In text files, documents are separated by blank lines, and their lines stay lines. In other
-    files, each row is a document. Bad UTF-8 is replaced.
+    files, each row is a document. A long document comes in parts. Bad UTF-8 is replaced.
 
     Args:
         piece: The piece to read.
@@ -71,23 +73,32 @@ def read(
     try:
         if piece.kind in ("text", "jsonl", "csv") and not piece.start:
             _remark_on_head(piece, findings)
-        for text in _READERS[piece.kind](piece, findings, tick):
+        for text, continues in _texts(piece, findings, tick):
             clean = replace_surrogates(text)
             text, bad = clean, clean is not text
             whole = text.strip()
             parts = list(_cut(whole)) if len(whole) > sources.DOCUMENT_CHARACTERS else [whole]
             characters += len(text)
             outside += len(text) - sum(map(len, parts))
-            for part in parts:
-                yield Document(part, bad, len(parts) > 1)
+            for number, part in enumerate(parts):
+                yield Document(part, bad, continues or len(parts) > 1, continues or number > 0)
     except (OSError, EOFError, zlib.error, csv.Error) as error:  # gzip.BadGzipFile and pyarrow's are OSErrors.
         raise unreadable(piece.path, error) from error
     # The reader of text files does its own counting, because it drops blank lines.
     findings.count(0 if piece.kind == "text" else characters, outside)
 
 
-def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def _texts(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
+    """Yield (text, whether it goes on with the document before it)."""
+    if piece.kind == "text":
+        yield from _read_text(piece, findings, tick)
+    else:
+        yield from ((text, False) for text in _ROWS[piece.kind](piece, findings, tick))
+
+
+def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
     lines, size, characters, outside, line_begins = [], 0, 0, 0, True
+    longest, document_bytes, continues = sources.DOCUMENT_PARTS * sources.DOCUMENT_CHARACTERS, 0, False
     with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
         while line := stream.readline(sources.DOCUMENT_CHARACTERS):
             line_ends = line.endswith(b"\n")
@@ -108,6 +119,7 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
             else:
                 lines.append(text)
                 size += len(text)
+                document_bytes += len(line)
             if lines and (blank or size >= 4 * sources.DOCUMENT_CHARACTERS):
                 # A document that will be cut anyway need not be read whole, but none of its words
                 # is cut.
@@ -115,19 +127,24 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 whole = joined.replace("\r\n", "\n")
                 outside += len(joined) - len(whole)
                 end = len(whole) if blank else max(whole.rfind(" "), whole.rfind("\n")) + 1 or len(whole)
-                yield whole[:end]
+                yield whole[:end], continues
                 lines, size = [whole[end:]] if end < len(whole) else [], len(whole) - end
+                continues = True
+            if blank or document_bytes >= longest:
+                # `_cuts` may have divided a file there, so a longer text is no document here either.
+                document_bytes, continues = 0, False
     joined = "".join(lines)
     whole = joined.replace("\r\n", "\n")
     findings.count(characters, outside + len(joined) - len(whole))
     if lines:
-        yield whole
+        yield whole, continues
 
 
 def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
     """Remark on mistakes, visible in a file's first bytes, that lose nothing but are hardly meant."""
     path = Path(piece.path)
-    head = read_head(path, path.suffix).decode(errors="replace")
+    data = read_head(path, path.suffix)
+    head = data.decode(errors="replace")
     if not head:
         findings.remark("empty files", f"{path}: the file is empty")
     if piece.kind != "text":
@@ -156,6 +173,14 @@ def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
                 f"{path}: there is no blank line, so this is one document; {name} do not count as line breaks; "
                 "replace each with one line break, or with two to separate documents",
             )
+        elif len(data) >= 2**16:  # The file goes on.
+            longest = sources.DOCUMENT_PARTS * sources.DOCUMENT_CHARACTERS / 10**6
+            findings.remark(
+                "no blank lines",
+                f"{path}: there is no blank line in its first 64 KiB, so every {longest:g} MB of its lines are one "
+                "document, which is held out or trained on as a whole; put a blank line between documents, or write "
+                "one JSON string per line into a .jsonl file",
+            )
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -173,8 +198,7 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:].strip()
 
 
-_READERS = {
-    "text": _read_text,
+_ROWS = {
     "jsonl": rows.read_jsonl,
     "csv": rows.read_csv,
     "parquet": rows.read_parquet,

@@ -28,9 +28,10 @@ from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 PIECE_BYTES = 32 * 2**20
-# A longer document is cut: a book of one paragraph must neither fill memory nor fall into one split
-# as a whole.
+# A longer document is read in parts, all of which are on the same side of the held-out split.
 DOCUMENT_CHARACTERS = 100_000
+# A text file that has no blank line for so many times as many bytes is a list of lines, not a document.
+DOCUMENT_PARTS = 40
 # bytes of a row, and characters of a csv row; longer ones are skipped, or refused in a csv
 LONGEST_ROW = 16 * 2**20
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
@@ -168,8 +169,7 @@ def _cuts(file: Path, size: int, kind: str) -> list[int]:
             stream.seek(target)
             while (line := stream.readline(1 << 20)) and not line.endswith(b"\n"):
                 pass  # Skip the rest of a line, however long.
-            # A longer document will be cut anyway.
-            while kind == "text" and line and stream.tell() < target + 4 * DOCUMENT_CHARACTERS:
+            while kind == "text" and line and stream.tell() < target + DOCUMENT_PARTS * DOCUMENT_CHARACTERS:
                 line = stream.readline(1 << 20)
                 if not line.strip():
                     break

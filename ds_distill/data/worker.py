@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from ds_distill.data.document_hashes import DocumentHashes
 from ds_distill.data.encode import Encoder
 from ds_distill.data.packing import LinePacker, Packer
 from ds_distill.data.read_warnings import LONG_ROWS, Findings
@@ -95,7 +94,7 @@ class PieceWorker:
                 for split, writer in writers.items()
             }
         statistics: Counter[str] = Counter()
-        findings, hashes = Findings(), array("Q")
+        findings, hashes = Findings(), DocumentHashes(spec.seed)
         documents = read(piece, tick, findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             self._add(batch, packers, statistics, findings.characters, hashes)
@@ -110,7 +109,7 @@ class PieceWorker:
                 findings.characters["tokenized"] -= sum(packer.lost.values())
         statistics["long_rows"] = findings.remarks.get(LONG_ROWS, (0, ""))[0]
         shards = {split: writer.close() for split, writer in writers.items()}
-        np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
+        np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=hashes.finish(), **rest)
         report = {
             "found": statistics,
             "characters": findings.characters,
@@ -129,7 +128,7 @@ class PieceWorker:
         packers: Mapping[str, Packer | LinePacker],
         statistics: Counter[str],
         characters: Counter[str],
-        hashes: array,
+        hashes: DocumentHashes,
     ) -> None:
         spec = self.spec
         units = [
@@ -147,7 +146,7 @@ class PieceWorker:
             start, end = end, end + len(parts)
             ids = encoded.ids[start:end]
             tokens = sum(map(len, ids))
-            number = _hash(spec.seed, document.text)
+            number = hashes.add(document)
             read += len(document.text)
             in_lines += sum(map(len, parts))
             statistics["bad_utf8"] += document.bad_utf8
@@ -156,7 +155,7 @@ class PieceWorker:
                 statistics["empty"] += 1
                 characters["removed"] += sum(kept[start:end])
                 continue
-            hashes.append(number)
+            hashes.keep()
             statistics["short"] += tokens < SHORT_DOCUMENT
             split = "heldout" if (number >> 11) / 2**53 < spec.heldout_fraction else "train"
             statistics[f"documents_{split}"] += 1
@@ -169,8 +168,3 @@ class PieceWorker:
         statistics["characters"] += read
         characters["between_documents"] += read - in_lines  # line ends, where a line is a sequence
         characters["tokenized"] += tokenized
-
-
-def _hash(seed: int, text: str) -> int:
-    """Return 64 bits that (seed, text) alone decide; Python's own hash changes from run to run."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(errors="replace"), digest_size=8).digest(), "little")

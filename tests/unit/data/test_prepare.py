@@ -14,10 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ds_distill.data import sources, token_files
 from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.document_hashes import hash_text
 from ds_distill.data.encode import Encoder
 from ds_distill.data.prepare import prepare
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
-from ds_distill.data.worker import PieceWorker, _hash
+from ds_distill.data.worker import PieceWorker
 from ds_distill.utils.errors import UserError
 
 WORDS = "the student learns what a teacher knows from soft targets and [MASK] tokens in packed blocks".split()
@@ -119,7 +120,7 @@ def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
     for text in documents:
         # "[MASK]" in a text is ordinary text: [ mask ].
         ids = tokenizer(text.replace("[MASK]", "[ MASK ]"), add_special_tokens=False)["input_ids"]
-        side = expected["heldout" if (_hash(3, text) >> 11) / 2**53 < 0.2 else "train"]
+        side = expected["heldout" if (hash_text(3, text) >> 11) / 2**53 < 0.2 else "train"]
         side.extend(([manifest["sep_id"]] if side else []) + ids)
     assert streams == expected
     assert tokenizer.mask_token_id not in streams["train"]
@@ -387,3 +388,19 @@ def test_store_names_what_is_missing_or_cut(tokenizer, tmp_path):
         TokenDataset.open(tmp_path / "d")
     with pytest.raises(UserError, match="no split named"):
         TokenDataset.open(tmp_path / "d", "dev")
+
+
+@pytest.mark.promise("No document is both trained on and held out, however long it is")
+def test_a_long_document_is_on_one_side_and_its_copy_is_found(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 300)
+    words = [word for word in WORDS if word != "[MASK]"]
+    documents = [f"{word} {other} {' '.join(words * 20)}" for word in words for other in words]
+    documents.append(documents[5])
+    manifest = run(tokenizer, tmp_path / "d", documents, heldout_fraction=0.5)
+    assert manifest["found"]["duplicate"] == 1 and manifest["found"]["cut"] > 4 * len(documents)
+    for split, half in (("heldout", 0), ("train", 1)):
+        first_parts = [text[:300].rsplit(" ", 1)[0] for text in documents]
+        whole = [text for text, part in zip(documents, first_parts, strict=True) if hash_text(3, part) >> 63 == half]
+        expected = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in whole)
+        stream = np.concatenate([ids[1:-1] for ids in sequences(tmp_path / "d", split)])
+        assert np.count_nonzero(stream != manifest["sep_id"]) == expected > 0

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from ds_distill.data import sources
+from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import documents, read
 from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.utils.errors import UserError
@@ -89,13 +90,46 @@ def test_blank_lines_separate_documents_and_bad_utf8_is_marked(tmp_path):
 def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 1000)
     monkeypatch.setattr(sources, "PIECE_BYTES", 20_000)
-    lines = [f"line {i} of a file that has no blank one" for i in range(5000)]
+    lines = [f"line {i} of a file that has no blank one" for i in range(10_000)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     pieces = split_inputs([str(tmp_path / "lines.txt")])
     assert len(pieces) > 5
     assert "\n".join(d.text for piece in pieces for d in read(piece)).split("\n") == lines
     (tmp_path / "one.txt").write_text("word " * 100_000)  # has not one line end
     assert len(split_inputs([str(tmp_path / "one.txt")])) == 1
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_the_parts_of_a_long_document_say_that_they_belong_together(tmp_path, monkeypatch, name):
+    """Also where a text file is divided into pieces: a document of up to 40 parts is in one of them."""
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 1000)
+    texts = [
+        " ".join(f"d{number}" for _ in range(length)) for number, length in enumerate([5, 900, 20, 350, 60, 7, 800])
+    ]
+    data = "\n\n".join(texts) if name == "a.txt" else "".join(json.dumps(text) + "\n" for text in texts)
+    (tmp_path / name).write_text(data)
+    pieces = split_inputs([str(tmp_path / name)])
+    assert len(pieces) > 2
+    seen = []
+    for piece in pieces:
+        for document in read(piece):
+            seen += [document.text] if not document.continues else []
+            assert set(document.text.split()) == set(seen[-1].split()) and document.cut == (
+                len(texts[len(seen) - 1]) > 100
+            )
+    assert len(seen) == len(texts)
+
+
+def test_a_text_file_of_lines_alone_is_remarked_on_and_is_several_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 1000)
+    (tmp_path / "lines.txt").write_text("a line\n" * 20_000)
+    findings = Findings()
+    (piece,) = split_inputs([str(tmp_path / "lines.txt")])
+    assert sum(not document.continues for document in read(piece, findings=findings)) == 4  # of 40,000 bytes each
+    assert (
+        "no blank line in its first 64 KiB, so every 0.04 MB of its lines are one document" in findings.sentences()[0]
+    )
 
 
 def test_half_a_surrogate_pair_is_replaced_and_marked(tmp_path):
