@@ -13,20 +13,26 @@ from ds_distill.data.shards import ShardWriter
 class Packer:
     """A packer of documents into full blocks [CLS] body [SEP] of one length.
 
-    As in RoBERTa's full-sentences, documents in the body are separated by [SEP].
+    As in RoBERTa's full-sentences, documents in the body are separated by [SEP]. A block never
+    begins with a separator: the [CLS] before it separates as well.
     """
 
     def __init__(self, writer: ShardWriter, length: int, cls_id: int, sep_id: int):
         self.writer, self.body = writer, length - 2
         self.cls, self.sep = np.array([cls_id]), np.array([sep_id])
         self._waiting: list[np.ndarray] = []
-        self._count, self._first = 0, True
+        self._count = 0
 
     def add(self, ids: np.ndarray) -> None:
-        """Append a document, or the ids that another packer left over."""
-        self._waiting += [ids] if self._first else [self.sep, ids]
-        self._count += len(ids) + (not self._first)
-        self._first = False
+        """Append a document, or the ids that another packer left over, which may be several documents."""
+        ends = np.flatnonzero(ids == self.sep)  # No text holds a separator.
+        parts = np.split(ids, ends)
+        for document in (parts[0], *(part[1:] for part in parts[1:])):
+            if self._count % self.body:
+                self._waiting.append(self.sep)
+                self._count += 1
+            self._waiting.append(document)
+            self._count += len(document)
         if self._count >= 256 * self.body:
             self._write(last=False)
 

@@ -121,7 +121,7 @@ def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
         # "[MASK]" in a text is ordinary text: [ mask ].
         ids = tokenizer(text.replace("[MASK]", "[ MASK ]"), add_special_tokens=False)["input_ids"]
         side = expected["heldout" if (hash_text(3, text) >> 11) / 2**53 < 0.2 else "train"]
-        side.extend(([manifest["sep_id"]] if side else []) + ids)
+        side.extend(([manifest["sep_id"]] if len(side) % 14 else []) + ids)
     assert streams == expected
     assert tokenizer.mask_token_id not in streams["train"]
     assert 0.15 < manifest["documents"]["heldout"] / 2500 < 0.25
