@@ -6,14 +6,15 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.cli.pretrain import NEW_MODEL
-from ds_distill.config.values import UserPath
+from ds_distill.config.values import Name, UserPath
+from ds_distill.data.parts import Part
 from ds_distill.data.sources import check_inputs
 from ds_distill.data.token_files import open_manifest, read_manifest
 from ds_distill.reporting.closing import format_closing, sibling
 from ds_distill.reporting.tables import aligned
 from ds_distill.utils.console import log, log_header
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import StoredSummary, read_summary
+from ds_distill.utils.files import PartSummary, StoredSummary, read_summary
 
 PURPOSE = "tokenize text once, for later commands"
 EXAMPLES = r"""
@@ -35,6 +36,8 @@ COMMON_OPTIONS = (
     "data.heldout_fraction",
     "data.column",
     "data.workers",
+    "part",
+    "assemble",
 )
 SPLITS = {"train": "training", "heldout": "held out"}
 NEW_POSITIONS = NEW_MODEL["max_position_embeddings"]
@@ -64,6 +67,17 @@ def add_arguments(parser) -> None:
     )
     arguments.add_unread_heldout(parser)
     arguments.add_recipe(parser)
+    parser.add_argument(
+        "--part",
+        type=Name | None,
+        default=None,
+        metavar="I/N",
+        help="prepare one of N parts of the corpus only; any number of hosts that see --output can prepare parts at "
+        "once, and --assemble ends the work",
+    )
+    parser.add_argument(
+        "--assemble", action="store_true", help="make the tokens of parts that were all prepared with --part"
+    )
 
 
 def check(options) -> None:
@@ -73,6 +87,10 @@ def check(options) -> None:
     arguments.check_job(options)
     if not (options.tokenizer or options.teacher) or not options.corpus:
         raise UserError("prepare needs --corpus, and --tokenizer or a recipe with a teacher")
+    if options.part is not None:
+        Part.parse(options.part)
+        if options.assemble:
+            raise UserError("--part and --assemble: give one of them; --assemble is a last call, after all parts")
 
 
 def check_paths(options) -> None:
@@ -90,7 +108,7 @@ def check_paths(options) -> None:
 
 def run(options) -> dict:
     from ds_distill.data.convert import convert
-    from ds_distill.data.run_data import is_prepared, prepare_tokens
+    from ds_distill.data.run_data import bytes_bar, is_prepared, log_remarks, preparation_of
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import find_model_folder
     from ds_distill.preflight.models import warn_if_teacher_unfit
@@ -117,7 +135,14 @@ def run(options) -> dict:
             "output": options.output,
         }
     )
-    manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
+    preparation = preparation_of(options.corpus, tokenizer, output, recipe)
+    if options.part:
+        with bytes_bar() as show:
+            done = preparation.run_part(Part.parse(options.part), data.workers, show)
+        return PartSummary({"output": options.output, "part": options.part, **done})
+    with bytes_bar() as show:
+        manifest = preparation.assemble() if options.assemble else preparation.run(data.workers, show)
+    log_remarks(manifest)
     return _summary(options.output, manifest)
 
 
@@ -126,6 +151,10 @@ def _summary(output: str, manifest: dict) -> dict:
 
 
 def closing(options, summary: dict) -> str:
+    if isinstance(summary, PartSummary):
+        left = summary["pieces_left"]
+        state = f"{left:,} pieces of other parts are left" if left else "all parts are prepared; end with --assemble"
+        return format_closing(f"part {summary['part']}: {summary['pieces']:,} pieces are prepared; {state}")
     documents, tokens, output = summary["documents"], summary["real_tokens"], options.output
     table = aligned(
         [

@@ -1,4 +1,4 @@
-"""Preparation of a corpus: many workers turn it into shards of token sequences on disk.
+"""Preparation of a corpus: many workers, on one host or on many, turn it into shards of token sequences on disk.
 
 The prepared folder is complete or absent, memory use is flat, and an interrupted run resumes.
 """
@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
-import sys
+import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ds_distill.data.assemble import assemble, piece_folder
 from ds_distill.data.fingerprint import content_fingerprint
-from ds_distill.data.sources import WorkUnit, split_inputs
+from ds_distill.data.parts import Part, describe_parts
+from ds_distill.data.pool import work_on_pieces
+from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import MAX_LENGTH
 from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
-from ds_distill.data.worker import EncodingSpec, PieceWorker
-from ds_distill.data.worker_process import start_worker, work
-from ds_distill.utils.console import log
+from ds_distill.data.worker import EncodingSpec
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
 
@@ -34,26 +31,23 @@ REPORT_VERSION = 3  # version of the report that a finished piece writes
 
 
 def prepare(
-    inputs: list[str],
-    tokenizer,
-    output: Path,
-    *,
-    mode: str = "packed",
-    sequence_length: int,
-    heldout_fraction: float,
-    seed: int,
-    workers: int = 0,
-    column: str = "text",
-    streaming: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    inputs: list[str], tokenizer, output: Path, *, workers: int = 0, progress=lambda done, total: None, **settings
 ) -> dict[str, Any]:
     """Tokenize the sources `inputs` into the folder `output` and return its manifest.
 
-    It writes the files of `token_files`, token_counts.npy (int64 [V], of the train split),
-    tokenizer/ and manifest.json into a sibling folder, which takes the name `output` once it is
-    complete. The finished pieces lie there too until then, so the disk needs room for the tokens
-    twice. After an interruption the same call keeps the finished pieces and
-    continues with the others. The result does not depend on the number of workers.
+    The arguments are those of `Preparation` and of `Preparation.run`.
+    """
+    return Preparation(inputs, tokenizer, output, **settings).run(workers, progress)
+
+
+class Preparation:
+    """The preparation of a corpus: its pieces, the rules, and the folder in which the work is done.
+
+    The result has the files of `token_files`, token_counts.npy (int64 [V], of the train split),
+    tokenizer/ and manifest.json. It is made in a sibling folder, which takes the name `output` once
+    it is complete. The finished pieces lie there too until then, so the disk needs room for the
+    tokens twice. The result depends neither on the number of workers nor on whether the parts were
+    prepared by one call or by many.
 
     A document is held out by a hash of (seed, text) alone, so adding documents never moves others.
     Where that leaves one split empty and the other with two sequences or more, the last sequence
@@ -67,45 +61,160 @@ def prepare(
         tokenizer: A fast tokenizer of transformers.
         output: The folder to write.
         mode: "packed" (full blocks) or "lines" (each line is a sequence).
-        workers: Number of processes; 0 means one per core.
-        progress: Called with the bytes read and the total bytes, which are 0 where a hub data set
-            does not tell.
 
     Raises:
-        UserError: If the corpus has no token, a setting is out of range, a file is damaged, or
-            another process prepares the same folder.
+        UserError: If a setting is out of range, or an input does not exist.
     """
-    output = Path(output)
-    _check(output, tokenizer, mode, sequence_length, heldout_fraction)
-    pieces = split_inputs(inputs, column=column, streaming=streaming)
-    spec = EncodingSpec(
-        plain_backend(tokenizer).to_str(),
-        vocabulary_size(tokenizer),
-        special_ids(tokenizer),
-        tokenizer.cls_token_id,
-        tokenizer.sep_token_id,
-        tokenizer.unk_token_id,
-        mode,
-        sequence_length,
-        heldout_fraction,
-        seed,
-    )
-    content = content_fingerprint(pieces)
-    building = output.parent / f".{output.name}.building"
-    building.mkdir(parents=True, exist_ok=True)
-    with (building / "lock").open("w", encoding="utf-8") as lock:
-        try_lock(lock, output, lambda: "another process")
-        _resume_or_reset(building, pieces, spec)
-        _tokenize(pieces, building, spec, workers or cores(), progress)
-        manifest = assemble(inputs, pieces, content, building, spec, tokenizer)
-        publish(building / "data", output)
-        shutil.rmtree(building)
-    return manifest
 
+    def __init__(
+        self,
+        inputs: list[str],
+        tokenizer,
+        output: Path,
+        *,
+        mode: str = "packed",
+        sequence_length: int,
+        heldout_fraction: float,
+        seed: int,
+        column: str = "text",
+        streaming: bool = True,
+    ):
+        self.inputs, self.tokenizer, self.output = inputs, tokenizer, Path(output)
+        _check(self.output, tokenizer, mode, sequence_length, heldout_fraction)
+        self.pieces = split_inputs(inputs, column=column, streaming=streaming)
+        self.spec = EncodingSpec(
+            plain_backend(tokenizer).to_str(),
+            vocabulary_size(tokenizer),
+            special_ids(tokenizer),
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+            tokenizer.unk_token_id,
+            mode,
+            sequence_length,
+            heldout_fraction,
+            seed,
+        )
+        self.building = self.output.parent / f".{self.output.name}.building"
 
-def cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def run(self, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Prepare the whole corpus and return the manifest.
+
+        After an interruption the same call keeps the finished pieces, whoever made them, and
+        continues with the others.
+
+        Args:
+            workers: Number of processes; 0 means one per core.
+            progress: Called with the bytes read and the total bytes, which are 0 where a hub data
+                set does not tell.
+
+        Raises:
+            UserError: If the corpus has no token, a file is damaged, or another process prepares
+                the same folder.
+        """
+        with self._locked(alone=True):
+            self._resume_or_reset()
+            self._tokenize(range(len(self.pieces)), workers, progress)
+            return self._assemble()
+
+    def run_part(
+        self, part: Part, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, int]:
+        """Prepare one part, while other processes, on any host that sees the folder, prepare others.
+
+        Returns:
+            The numbers of pieces in this part, and of those of the corpus that are left.
+
+        Raises:
+            UserError: If a file is damaged, or the folder is being made of something else.
+        """
+        with self._locked(alone=False):
+            self._join()
+            (self.building / f"parts-{part.parts}").touch()  # tells `assemble` how many there are
+            numbers = [number for number in range(len(self.pieces)) if part.holds(number)]
+            self._tokenize(numbers, workers, progress)
+            return {"pieces": len(numbers), "pieces_left": len(self._left())}
+
+    def assemble(self) -> dict[str, Any]:
+        """Make the folder of parts that are all prepared, and return its manifest.
+
+        Raises:
+            UserError: If parts are missing, or the corpus has no token.
+        """
+        with self._locked(alone=True):
+            if (self.building / "plan.json").is_file():
+                self._join()
+            if left := self._left():
+                raise UserError(f"{self.output}: {self._describe_missing(left)}, then --assemble again")
+            return self._assemble()
+
+    def _tokenize(self, numbers, workers: int, progress: Callable[[int, int], None]) -> None:
+        pieces = {piece_folder(self.building, number): self.pieces[number] for number in numbers}
+        work_on_pieces(pieces, self.spec, workers, progress)
+
+    def _assemble(self) -> dict[str, Any]:
+        content = content_fingerprint(self.pieces)
+        manifest = assemble(self.inputs, self.pieces, content, self.building, self.spec, self.tokenizer)
+        publish(self.building / "data", self.output)
+        shutil.rmtree(self.building)
+        return manifest
+
+    def _left(self) -> list[int]:
+        """Return the numbers of the pieces that are not finished."""
+        return [n for n in range(len(self.pieces)) if not piece_folder(self.building, n).is_dir()]
+
+    def _describe_missing(self, left: list[int]) -> str:
+        marks = sorted(self.building.glob("parts-*"), key=lambda file: file.stat().st_mtime_ns)
+        if not marks:
+            return "no part of it has been prepared; run prepare with --part 1/N to N/N"
+        where = describe_parts(left, int(marks[-1].name.removeprefix("parts-")))
+        return f"{len(left):,} of {len(self.pieces):,} pieces are missing; run prepare with {where}"
+
+    @contextlib.contextmanager
+    def _locked(self, alone: bool) -> Iterator[None]:
+        """Keep others from the folder in which the work is done; calls for parts do not keep each other out."""
+        self.building.mkdir(parents=True, exist_ok=True)
+        with (self.building / "lock").open("a+", encoding="utf-8") as lock:
+            try_lock(lock, self.output, lambda: "another process", shared=not alone)
+            yield
+
+    def _plan(self) -> str:
+        """Return what the finished pieces depend on."""
+        state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in self.pieces if p.kind != "hub"}
+        return json.dumps([REPORT_VERSION, [asdict(piece) for piece in self.pieces], state, asdict(self.spec)])
+
+    def _resume_or_reset(self) -> None:
+        """Keep the finished pieces of an interrupted call with the same sources and settings.
+
+        The pieces of any other call are removed, and so is what calls that were killed have left.
+        """
+        file, plan = self.building / "plan.json", self._plan()
+        same = file.is_file() and file.read_text(encoding="utf-8") == plan
+        for old in self.building.iterdir():
+            if old.is_dir() and (not same or old.suffix == ".partial"):
+                shutil.rmtree(old)
+        if not same:
+            for mark in self.building.glob("parts-*"):
+                mark.unlink()
+            file.write_text(plan, encoding="utf-8")
+
+    def _join(self) -> None:
+        """Join the calls that prepare other parts, where they have the same sources and settings."""
+        file, plan = self.building / "plan.json", self._plan()
+        if not file.is_file():
+            mine = self.building / f"plan-{uuid.uuid4().hex}"
+            mine.write_text(plan, encoding="utf-8")
+            try:
+                os.link(mine, file)
+            except FileExistsError:  # Another host was faster.
+                pass
+            except OSError:  # The file system has no hard links.
+                mine.replace(file)
+            mine.unlink(missing_ok=True)
+        if file.read_text(encoding="utf-8") != plan:
+            raise UserError(
+                f"{self.output}: parts of other text, or with other settings, lie in {self.building}; repeat their "
+                "command, remove that folder, or choose another --output"
+            )
 
 
 def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fraction: float) -> None:
@@ -127,89 +236,6 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         raise UserError(
             f"{output}: already exists and is not prepared data; choose another output folder, or remove it"
         )
-
-
-def _resume_or_reset(building: Path, pieces: list[WorkUnit], spec: EncodingSpec) -> None:
-    """Keep the finished pieces of an interrupted call with the same sources and settings.
-
-    The pieces of any other call are removed.
-    """
-    state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
-    plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(spec)])
-    file = building / "plan.json"
-    if not file.is_file() or file.read_text(encoding="utf-8") != plan:
-        for old in building.iterdir():
-            if old.is_dir():
-                shutil.rmtree(old)
-        file.write_text(plan, encoding="utf-8")
-
-
-# --- pieces, by many workers ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _main_not_imported() -> Iterator[None]:
-    """Have new processes not import the program that runs: a user's script may start its work without a guard."""
-    main = sys.modules["__main__"]
-    before = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    for name in before:
-        setattr(main, name, None)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(main, name, value)
-
-
-def _tokenize(
-    pieces: list[WorkUnit], building: Path, spec: EncodingSpec, workers: int, progress: Callable[[int, int], None]
-) -> None:
-    left = [number for number in range(len(pieces)) if not piece_folder(building, number).is_dir()]
-    total = sum(piece.size for piece in pieces)
-    before = total - sum(pieces[number].size for number in left)
-    progress(before, total)
-    # The workers are spawned, not forked: the calling process may hold threads and a GPU.
-    context, workers = multiprocessing.get_context("spawn"), min(workers, len(left))
-    try:
-        read = context.Value("q", 0) if workers > 1 else None
-    except OSError as error:
-        log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
-        workers = 1
-    if workers <= 1:
-        worker = PieceWorker(spec)
-        for number in left:
-
-            def tick(so_far: int, before: int = before) -> None:
-                progress(before + so_far, total)
-
-            worker(pieces[number], piece_folder(building, number), tick)
-            before += pieces[number].size
-        return
-    assert read is not None
-    pool = ProcessPoolExecutor(workers, context, start_worker, (spec, read))
-    try:
-        with _main_not_imported():  # all workers start with the first submission
-            waiting = {pool.submit(work, pieces[number], piece_folder(building, number)) for number in left}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-            for job in done:
-                job.result()
-            progress(before + read.value, total)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended without an error message, probably because memory ran out; lower data.workers and "
-            "repeat the command, which resumes"
-        ) from None
-    finally:
-        running = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        # At the end the workers are idle. After an error or Ctrl-C none of them may continue to
-        # write.
-        for process in running:
-            process.terminate()
-
-
-# --- assembly ------------------------------------------------------------------------------------------------------
 
 
 def publish(finished: Path, output: Path) -> None:

@@ -3,7 +3,9 @@
 The run's first rank prepares them once; they are bound to the run and opened in the run's order.
 """
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,7 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
-from ds_distill.data.prepare import prepare
+from ds_distill.data.prepare import Preparation
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.token_files import FORMAT, format_of, open_manifest, read_manifest
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -25,33 +27,51 @@ from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 
 
+def preparation_of(
+    inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
+) -> Preparation:
+    """Return the preparation of a corpus with the recipe's settings; nothing is done yet."""
+    data = recipe.data
+    return Preparation(
+        inputs,
+        tokenizer,
+        folder,
+        mode=data.mode,
+        sequence_length=data.sequence_length,
+        seed=recipe.training.seed,
+        heldout_fraction=data.heldout_fraction if heldout_fraction is None else heldout_fraction,
+        column=data.column,
+        streaming=data.streaming,
+    )
+
+
 def prepare_tokens(
     inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
 ) -> dict:
-    """Run `data.prepare` with the recipe's settings, log what was lost, and return the manifest."""
-    data = recipe.data
+    """Prepare a corpus with the recipe's settings, log what was lost, and return the manifest."""
+    preparation = preparation_of(inputs, tokenizer, folder, recipe, heldout_fraction)
+    with bytes_bar() as show:
+        manifest = preparation.run(recipe.data.workers, show)
+    log_remarks(manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def bytes_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar, and yield what moves it: a function of the bytes read and the total bytes."""
     with progress(None, "tokens", "B") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total or None
             bar.update(done - bar.n)
 
-        manifest = prepare(
-            inputs,
-            tokenizer,
-            folder,
-            mode=data.mode,
-            sequence_length=data.sequence_length,
-            seed=recipe.training.seed,
-            workers=data.workers,
-            heldout_fraction=data.heldout_fraction if heldout_fraction is None else heldout_fraction,
-            column=data.column,
-            streaming=data.streaming,
-            progress=show,
-        )
+        yield show
+
+
+def log_remarks(manifest: dict) -> None:
+    """Log what a manifest has to tell of the text, such as what was lost."""
     for remark in manifest["remarks"]:
         log(remark)
-    return manifest
 
 
 def text_statistics(tokens: Path) -> dict:

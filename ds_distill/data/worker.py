@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,8 +77,8 @@ class PieceWorker:
         `characters` tell what became of each character that was read: "tokenized", or a cause of
         its loss. They sum to "read".
         """
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        # No other process writes into this folder, even if it does the same work.
+        partial = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}.partial")
         partial.mkdir(parents=True)
         spec = self.spec
         writers = {split: spec.writer(partial / split) for split in SPLITS}
@@ -119,8 +119,12 @@ class PieceWorker:
             "words": self.encoder.caches_words,
         }
         (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(partial)  # Another process has done the same work.
 
     def _add(
         self,

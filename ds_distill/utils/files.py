@@ -72,6 +72,10 @@ class StoredSummary(dict):
     """The summary of work that was finished before, as its folder's summary.json has it."""
 
 
+class PartSummary(dict):
+    """The summary of a part of some work, whose folder is complete or absent and therefore not there yet."""
+
+
 def read_summary(folder: Path) -> StoredSummary | None:
     """Return the content of folder/summary.json; None where there is none, or no JSON."""
     try:
@@ -83,10 +87,12 @@ def read_summary(folder: Path) -> StoredSummary | None:
 def write_summary(summary: dict, folder: Path) -> None:
     """Write folder/summary.json, which has the content of the command's last line, unless it was read from there.
 
+    The summary of a part of the work is not written.
+
     A model's folder may be published as it is, so its summary has paths inside the folder relative
     to it.
     """
-    if isinstance(summary, StoredSummary):
+    if isinstance(summary, StoredSummary | PartSummary):
         return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").is_file():

@@ -16,7 +16,8 @@ from ds_distill.data import sources, token_files
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.document_hashes import hash_text
 from ds_distill.data.encode import Encoder
-from ds_distill.data.prepare import prepare
+from ds_distill.data.parts import Part
+from ds_distill.data.prepare import Preparation, prepare
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
 from ds_distill.data.worker import PieceWorker
 from ds_distill.utils.errors import UserError
@@ -404,3 +405,61 @@ def test_a_long_document_is_on_one_side_and_its_copy_is_found(tokenizer, tmp_pat
         expected = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in whole)
         stream = np.concatenate([ids[1:-1] for ids in sequences(tmp_path / "d", split)])
         assert np.count_nonzero(stream != manifest["sep_id"]) == expected > 0
+
+
+def files(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.promise("Parts of a corpus that many hosts prepare at once are, byte for byte, what one call makes")
+def test_parts_that_are_prepared_apart_are_what_one_call_makes(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 10_000)
+    (tmp_path / "a.txt").write_text("\n\n".join(some_documents(1500)))
+    inputs, settings = [str(tmp_path / "a.txt")], {"sequence_length": 16, "heldout_fraction": 0.2, "seed": 3}
+    expected = prepare(inputs, tokenizer, tmp_path / "one", workers=1, **settings)
+
+    def preparation(**changes):
+        return Preparation(inputs, tokenizer, tmp_path / "many", **(settings | changes))
+
+    with pytest.raises(UserError, match=r"no part of it has been prepared; run prepare with --part 1/N"):
+        preparation().assemble()
+    pieces = len(preparation().pieces)
+    total = 0
+    for number in (3, 1, 4):
+        done = preparation().run_part(Part(number, 4), 1)
+        total += done["pieces"]
+        assert done["pieces_left"] == pieces - total and not (tmp_path / "many").exists()
+    with pytest.raises(
+        UserError, match=rf"{done['pieces_left']} of {pieces} pieces are missing; run prepare with --part 2/4, then"
+    ):
+        preparation().assemble()
+    with pytest.raises(UserError, match=r"parts of other text, or with other settings, lie in .*\.many\.building"):
+        preparation(seed=4).run_part(Part(2, 4), 1)
+    with (tmp_path / ".many.building" / "lock").open() as lock:  # another host prepares a part
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        stamps = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob(".many.building/piece-*/report.json"))]
+        assert preparation().run_part(Part(1, 1), 1)["pieces_left"] == 0
+        for call in (preparation().assemble, preparation().run):
+            with pytest.raises(UserError, match="in use by another process; wait"):
+                call()
+    finished = sorted(file.stat().st_mtime_ns for file in tmp_path.glob(".many.building/piece-*/report.json"))
+    assert len(finished) == pieces and sorted(stamps) == finished[: len(stamps)]  # no piece was made twice
+    assert preparation().assemble() == expected
+    assert files(tmp_path / "many") == files(tmp_path / "one") and not (tmp_path / ".many.building").exists()
+
+
+def test_two_processes_that_do_the_same_piece_leave_it_whole(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(some_documents(50)))
+    preparation = Preparation(
+        [str(tmp_path / "a.txt")], tokenizer, tmp_path / "d", sequence_length=16, heldout_fraction=0.2, seed=3
+    )
+    worker, other = PieceWorker(preparation.spec), PieceWorker(preparation.spec)
+    folder, piece = tmp_path / "piece-00000", preparation.pieces[0]
+    worker(piece, folder, lambda read: other(piece, folder) if not folder.is_dir() else None)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["piece-00000"]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/3", "1/2/3"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match=r"must be I/N, such as 1/8 to 8/8"):
+        Part.parse(text)
