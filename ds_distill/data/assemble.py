@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ds_distill.data.accounting import Accounts
+from ds_distill.data.duplicates import DuplicateCounter
 from ds_distill.data.packing import Packer
 from ds_distill.data.shards import INDEX
 from ds_distill.data.sources import WorkUnit, corpus_identity
@@ -33,7 +34,7 @@ class _Assembly:
     Attributes:
         counts: [vocab_size] int64, how often each token occurs in the train split.
         accounts: What became of every character and document.
-        hashes: The hashes of the documents, an array per piece.
+        duplicates: Counts the documents that occurred before.
         maskable: By split, how many sequences have each number of maskable tokens.
         shards: By split, what `token_files.merge` takes.
         sources: The inputs' entries of the manifest.
@@ -42,7 +43,7 @@ class _Assembly:
 
     counts: np.ndarray
     accounts: Accounts
-    hashes: list[np.ndarray]
+    duplicates: DuplicateCounter
     maskable: dict[str, Counter[int]]
     shards: dict[str, list[dict]]
     sources: list[dict]
@@ -92,7 +93,7 @@ def _add_up(inputs: list[str], pieces: list[WorkUnit], building: Path, spec: Enc
     assembly = _Assembly(
         counts=np.zeros(spec.vocab_size, np.int64),
         accounts=Accounts(),
-        hashes=[],
+        duplicates=DuplicateCounter(building / "hashes"),
         maskable={split: Counter() for split in SPLITS},
         shards={split: [] for split in SPLITS},
         sources=[
@@ -109,7 +110,7 @@ def _add_up(inputs: list[str], pieces: list[WorkUnit], building: Path, spec: Enc
         assembly.sources[piece.source]["documents"] += documents
         with np.load(folder / "arrays.npz") as arrays:
             assembly.counts += arrays["counts"]
-            assembly.hashes.append(arrays["hashes"])
+            assembly.duplicates.add(arrays["hashes"])
             for split in SPLITS:
                 if len(arrays[split]):
                     assembly.leftovers.setdefault((piece.source, split), []).append(arrays[split])
@@ -139,9 +140,8 @@ def _pack_leftovers(assembly: _Assembly, scratch: Path, spec: EncodingSpec) -> N
 def _manifest(assembly: _Assembly, spec: EncodingSpec, tokenizer) -> dict[str, Any]:
     """Return the manifest's entries except those on its files."""
     counts, shards = assembly.counts, assembly.shards
-    all_hashes = np.concatenate(assembly.hashes)
     statistics = assembly.accounts.statistics()
-    statistics["duplicate"] = len(all_hashes) - len(np.unique(all_hashes))
+    statistics["duplicate"] = assembly.duplicates.count()
     known_tokens = counts.sum() - counts[[i for i in spec.special_ids if i != spec.unknown_id]].sum()
     maskable = assembly.maskable
     return {
