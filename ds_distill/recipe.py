@@ -289,6 +289,7 @@ class Data:
             line is one sequence, as in the authors' data.
         sequence_length: Tokens per sequence, including [CLS] and [SEP]; in mode "lines" the maximum.
         heldout_fraction: Fraction of the documents that is held out from training.
+        drop_duplicates: Leave out documents whose text occurred before in the corpus; the text is then read twice.
         column: Text column of jsonl, csv, tsv and parquet files and Hub data sets; FILE#COLUMN selects another
             one for one input.
         weights: How often an epoch reads each source, in the order of --corpus: 2 reads it twice, 0.5 reads a
@@ -307,6 +308,7 @@ class Data:
     mode: Literal["packed", "lines"] = "packed"
     sequence_length: int = limited(128, 8, 1 << 16)
     heldout_fraction: float = limited(0.02, 0, 0.5)
+    drop_duplicates: bool = False
     column: str = "text"
     weights: list[float] | None = limited(None, 0, 1e6, each=True)
     attend_across_documents: bool = True
@@ -425,8 +427,8 @@ class Recipe:
             "compile",
         ):
             del keys[f"training.{key}"]
-        # the data's own fingerprint tells what was held out
-        for key in ("workers", "streaming", "column", "heldout_fraction"):
+        # the data's own fingerprint tells what was held out or dropped
+        for key in ("workers", "streaming", "column", "heldout_fraction", "drop_duplicates"):
             del keys[f"data.{key}"]
         del keys["student.from"]
         if keys["training.teacher_precision"] == "auto":

@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.cli.pretrain import NEW_MODEL
 from ds_distill.config.values import Name, UserPath
-from ds_distill.data.parts import Part
+from ds_distill.data.parts import Part, describe_part
 from ds_distill.data.sources import check_inputs
 from ds_distill.data.token_files import open_manifest, read_manifest
 from ds_distill.reporting.closing import format_closing, sibling
@@ -34,6 +34,7 @@ COMMON_OPTIONS = (
     "data.mode",
     "data.sequence_length",
     "data.heldout_fraction",
+    "data.drop_duplicates",
     "data.column",
     "data.workers",
     "part",
@@ -139,6 +140,7 @@ def run(options) -> dict:
     if options.part:
         with bytes_bar() as show:
             done = preparation.run_part(Part.parse(options.part), data.workers, show)
+        log(f"part {options.part}: {describe_part(done)}")
         return PartSummary({"output": options.output, "part": options.part, **done})
     with bytes_bar() as show:
         manifest = preparation.assemble() if options.assemble else preparation.run(data.workers, show)
@@ -151,10 +153,8 @@ def _summary(output: str, manifest: dict) -> dict:
 
 
 def closing(options, summary: dict) -> str:
-    if isinstance(summary, PartSummary):
-        left = summary["pieces_left"]
-        state = f"{left:,} pieces of other parts are left" if left else "all parts are prepared; end with --assemble"
-        return format_closing(f"part {summary['part']}: {summary['pieces']:,} pieces are prepared; {state}")
+    if isinstance(summary, PartSummary):  # which the log has told
+        return ""
     documents, tokens, output = summary["documents"], summary["real_tokens"], options.output
     table = aligned(
         [

@@ -55,5 +55,6 @@ def read_identity(record: dict[str, Any]) -> dict[str, Any]:
         read["data.mode"] = MODE_LINES
     if any(key.startswith("losses.") for key in read):
         read.setdefault("losses.match", [])  # earlier versions had no such list
-    read.pop("data.heldout_fraction", None)  # the data's fingerprint tells it
+    for key in ("data.heldout_fraction", "data.drop_duplicates"):
+        read.pop(key, None)  # the data's fingerprint tells them
     return read

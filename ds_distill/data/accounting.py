@@ -18,6 +18,7 @@ TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 CAUSES = {
     "between_documents": None,  # white space and byte-order marks: nothing is lost
     "long_rows": None,  # each file with such rows has a remark of its own
+    "duplicates": "are in documents that occurred before, and were dropped (data.drop_duplicates)",
     "not_utf8": "replace bytes that are not valid UTF-8",
     "unknown": "are in words that are not in the tokenizer's vocabulary, such as {example}; check that the "
     "tokenizer was made for this language",

@@ -93,7 +93,7 @@ def _add_up(inputs: list[str], pieces: list[WorkUnit], building: Path, spec: Enc
     assembly = _Assembly(
         counts=np.zeros(spec.vocab_size, np.int64),
         accounts=Accounts(),
-        duplicates=DuplicateCounter(building / "hashes"),
+        duplicates=DuplicateCounter(building / "counting"),
         maskable={split: Counter() for split in SPLITS},
         shards={split: [] for split in SPLITS},
         sources=[
@@ -158,6 +158,7 @@ def _manifest(assembly: _Assembly, spec: EncodingSpec, tokenizer) -> dict[str, A
         "unknown_share": float(counts[spec.unknown_id] / max(1, known_tokens)) if spec.unknown_id is not None else 0.0,
         "seed": spec.seed,
         "heldout_fraction": spec.heldout_fraction,
+        "drop_duplicates": spec.drop_duplicates,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
         "special_ids": list(spec.special_ids),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),

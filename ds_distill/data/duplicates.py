@@ -6,13 +6,18 @@ alone.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ds_distill.data.document_hashes import HASH
+from ds_distill.data.document_hashes import HASH, DocumentHashes
+from ds_distill.data.read_warnings import Findings
+from ds_distill.data.readers import Document, read
+from ds_distill.data.sources import WorkUnit
 
 BUCKETS = 256
 WAITING = 1 << 22  # rows in memory before they are written
@@ -96,3 +101,86 @@ def _is_repeated(rows: np.ndarray) -> np.ndarray:
     repeated = np.zeros(len(rows), bool)
     repeated[1:] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
     return repeated
+
+
+# --- dropping --------------------------------------------------------------------------------------------------------
+
+HASHES, COPIES = "hashes", "copies"  # folders beside those of the pieces: of all documents, and of those to drop
+_PLACE = [("piece", "<u4"), ("document", "<u4")]  # of a document: its piece, and its number in that piece
+_EMPTY = np.frombuffer(hashlib.blake2b(b"\n", digest_size=HASH.itemsize).digest(), HASH)[0]
+
+
+class PieceHasher:
+    """A worker that writes the hash of every document of a piece, HASH [documents], into a file."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def __call__(self, piece: WorkUnit, file: Path, tick: Callable[[int], None] = lambda _: None) -> None:
+        hashes = DocumentHashes(self._seed)
+        for document in read(piece, tick):
+            hashes.add(document)
+            hashes.keep()
+        partial = file.with_name(f"{file.name}-{uuid.uuid4().hex}.partial")
+        with partial.open("wb") as stream:
+            np.save(stream, hashes.finish())
+        partial.replace(file)
+
+
+def later_copies(piece_folder: Path) -> Path:
+    """Return the file with the numbers of a piece's documents that are dropped; there is none where none is."""
+    return piece_folder.parent / COPIES / f"{piece_folder.name}.npy"
+
+
+def write_later_copies(hash_files: list[Path], folder: Path) -> None:
+    """Write, for each piece, the numbers of its documents that occurred before in the corpus, in a uint32 file.
+
+    Args:
+        hash_files: What `PieceHasher` wrote, in the order of the corpus; the files written are called like them.
+        folder: The folder to write. It is complete or absent, and may exist already.
+    """
+    partial = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    documents = Buckets(partial / "documents", np.dtype(HASH.descr + _PLACE))
+    for number, file in enumerate(hash_files):
+        hashes = np.load(file)
+        rows = np.empty(len(hashes), documents.dtype)
+        rows["high"], rows["low"], rows["piece"] = hashes["high"], hashes["low"], number
+        rows["document"] = np.arange(len(rows))
+        rows = rows[hashes != _EMPTY]
+        documents.add(rows, _first_bits(rows))
+    copies = Buckets(partial / "copies", np.dtype(_PLACE))
+    for rows in documents:
+        rows = rows[np.lexsort((rows["document"], rows["piece"], rows["low"], rows["high"]))]
+        later = rows[_is_repeated(rows)][["piece", "document"]].astype(copies.dtype)
+        copies.add(later, (later["piece"].astype(np.uint64) * BUCKETS // len(hash_files)).astype(np.uint8))
+    for rows in copies:
+        rows = rows[np.lexsort((rows["document"], rows["piece"]))]
+        starts = np.flatnonzero(np.diff(rows["piece"].astype(np.int64), prepend=-1))
+        for part in np.split(rows, starts[1:]):
+            if len(part):
+                np.save(partial / hash_files[part["piece"][0]].name, part["document"])
+    for unneeded in (documents.folder, copies.folder):
+        shutil.rmtree(unneeded, ignore_errors=True)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)  # Another process has done the same work.
+
+
+def without(documents: Iterable[Document], dropped: Path, findings: Findings) -> Iterator[Document]:
+    """Yield the documents of a piece but for those whose numbers are in the file `dropped`, if there is one.
+
+    The findings take the characters of those, and how many there were.
+    """
+    numbers = set(np.load(dropped).tolist()) if dropped.is_file() else set()
+    number = -1
+    for document in documents:
+        number += not document.continues
+        if number not in numbers:
+            yield document
+            continue
+        findings.characters["duplicates"] += len(document.text)
+        findings.dropped += not document.continues

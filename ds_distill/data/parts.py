@@ -38,3 +38,15 @@ def describe_parts(pieces: list[int], parts: int) -> str:
     numbers = sorted({piece % parts + 1 for piece in pieces})
     names = ", ".join(f"--part {number}/{parts}" for number in numbers[:_NAMED])
     return names + (f" and {len(numbers) - _NAMED:,} more" if len(numbers) > _NAMED else "")
+
+
+def describe_part(done: dict[str, int]) -> str:
+    """Return in words what `Preparation.run_part` has done, and what is next."""
+    if unhashed := done["pieces_unhashed"]:
+        return (
+            f"its documents are hashed, to find duplicates; repeat the command when all parts have got so far "
+            f"({unhashed:,} pieces are left)"
+        )
+    left = done["pieces_left"]
+    state = f"{left:,} pieces of other parts are left" if left else "all parts are prepared; end with --assemble"
+    return f"{done['pieces']:,} pieces are prepared; {state}"

@@ -12,20 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ds_distill.data.sources import WorkUnit
-from ds_distill.data.worker import EncodingSpec, PieceWorker
-from ds_distill.data.worker_process import start_worker, work
+from ds_distill.data.worker import EncodingSpec
+from ds_distill.data.worker_process import make_worker, start_worker, work
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
 def work_on_pieces(
-    pieces: dict[Path, WorkUnit], spec: EncodingSpec, workers: int, progress: Callable[[int, int], None]
+    pieces: dict[Path, WorkUnit], spec: EncodingSpec | int, workers: int, progress: Callable[[int, int], None]
 ) -> None:
     """Do the work on each piece into the path that it is listed under, unless that exists.
 
     Args:
         pieces: The pieces by path.
-        spec: The rules.
+        spec: What `make_worker` takes.
         workers: Number of processes; 0 means one per core.
         progress: Called with the bytes read and the total bytes.
     """
@@ -41,7 +41,7 @@ def work_on_pieces(
         log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
         workers = 1
     if workers <= 1:
-        worker = PieceWorker(spec)
+        worker = make_worker(spec)
         for path, piece in left.items():
 
             def tick(so_far: int, before: int = before) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_distill.data.assemble import assemble, piece_folder
+from ds_distill.data.duplicates import COPIES, HASHES, write_later_copies
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.parts import Part, describe_parts
 from ds_distill.data.pool import work_on_pieces
@@ -61,6 +62,8 @@ class Preparation:
         tokenizer: A fast tokenizer of transformers.
         output: The folder to write.
         mode: "packed" (full blocks) or "lines" (each line is a sequence).
+        drop_duplicates: Whether a document that occurred before in the corpus is left out. The
+            corpus is then read twice.
 
     Raises:
         UserError: If a setting is out of range, or an input does not exist.
@@ -78,6 +81,7 @@ class Preparation:
         seed: int,
         column: str = "text",
         streaming: bool = True,
+        drop_duplicates: bool = False,
     ):
         self.inputs, self.tokenizer, self.output = inputs, tokenizer, Path(output)
         _check(self.output, tokenizer, mode, sequence_length, heldout_fraction)
@@ -93,6 +97,7 @@ class Preparation:
             sequence_length,
             heldout_fraction,
             seed,
+            drop_duplicates,
         )
         self.building = self.output.parent / f".{self.output.name}.building"
 
@@ -113,6 +118,7 @@ class Preparation:
         """
         with self._locked(alone=True):
             self._resume_or_reset()
+            self._find_duplicates(range(len(self.pieces)), workers, progress)
             self._tokenize(range(len(self.pieces)), workers, progress)
             return self._assemble()
 
@@ -121,8 +127,12 @@ class Preparation:
     ) -> dict[str, int]:
         """Prepare one part, while other processes, on any host that sees the folder, prepare others.
 
+        Where duplicates are dropped, the first call for a part reads its documents' hashes alone,
+        unless all other parts have done so. A second call then does the rest.
+
         Returns:
-            The numbers of pieces in this part, and of those of the corpus that are left.
+            The numbers of pieces in this part, of those of the corpus that are left, and of those
+            whose documents are not hashed yet.
 
         Raises:
             UserError: If a file is damaged, or the folder is being made of something else.
@@ -131,8 +141,10 @@ class Preparation:
             self._join()
             (self.building / f"parts-{part.parts}").touch()  # tells `assemble` how many there are
             numbers = [number for number in range(len(self.pieces)) if part.holds(number)]
-            self._tokenize(numbers, workers, progress)
-            return {"pieces": len(numbers), "pieces_left": len(self._left())}
+            unhashed = self._find_duplicates(numbers, workers, progress)
+            if not unhashed:
+                self._tokenize(numbers, workers, progress)
+            return {"pieces": len(numbers), "pieces_left": len(self._left()), "pieces_unhashed": unhashed}
 
     def assemble(self) -> dict[str, Any]:
         """Make the folder of parts that are all prepared, and return its manifest.
@@ -146,6 +158,23 @@ class Preparation:
             if left := self._left():
                 raise UserError(f"{self.output}: {self._describe_missing(left)}, then --assemble again")
             return self._assemble()
+
+    def _find_duplicates(self, numbers, workers: int, progress: Callable[[int, int], None]) -> int:
+        """Hash the documents of pieces and, once all of the corpus are hashed, find which to drop.
+
+        Nothing is done where none is dropped, or all are found. It returns how many pieces are not
+        hashed yet.
+        """
+        if not self.spec.drop_duplicates or (self.building / COPIES).is_dir():
+            return 0
+        hashes = self.building / HASHES
+        hashes.mkdir(exist_ok=True)
+        files = [hashes / f"{piece_folder(self.building, n).name}.npy" for n in range(len(self.pieces))]
+        work_on_pieces({files[n]: self.pieces[n] for n in numbers}, self.spec.seed, workers, progress)
+        unhashed = sum(not file.is_file() for file in files)
+        if not unhashed:
+            write_later_copies(files, self.building / COPIES)
+        return unhashed
 
     def _tokenize(self, numbers, workers: int, progress: Callable[[int, int], None]) -> None:
         pieces = {piece_folder(self.building, number): self.pieces[number] for number in numbers}

@@ -15,10 +15,12 @@ class Findings:
     Args:
         characters: How many characters were read, and what became of them, by name.
         remarks: For each kind, how many there were and the first, which is a sentence for the user.
+        dropped: How many documents were dropped, since they occurred before.
     """
 
     characters: Counter[str] = field(default_factory=Counter)
     remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
+    dropped: int = 0
 
     def count(self, read: int, between_documents: int) -> None:
         """Count characters that were read, and those of them that are in no document."""

@@ -42,6 +42,7 @@ def preparation_of(
         heldout_fraction=data.heldout_fraction if heldout_fraction is None else heldout_fraction,
         column=data.column,
         streaming=data.streaming,
+        drop_duplicates=data.drop_duplicates,
     )
 
 
@@ -141,8 +142,10 @@ def _differences(
         "sequence_length": data.sequence_length,
         "seed": recipe.training.seed,
         "heldout_fraction": data.heldout_fraction if heldout_fraction is None else heldout_fraction,
+        "drop_duplicates": data.drop_duplicates,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
     }
+    manifest.setdefault("drop_duplicates", False)  # Earlier versions dropped none.
     names = {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
     changed = [
         f"{names.get(key, f'data.{key}')} was {manifest.get(key)}, is {value}"
@@ -177,10 +180,11 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     """
     manifest = open_manifest(tokens)
     recipe, data = copy.deepcopy(recipe), recipe.data
-    for key in ("mode", "sequence_length", "heldout_fraction"):
-        if getattr(data, key) != manifest[key]:
-            log(f"data.{key} = {getattr(data, key)}: ignored, because {tokens} was prepared with {manifest[key]}")
-            setattr(recipe.data, key, manifest[key])
+    for key in ("mode", "sequence_length", "heldout_fraction", "drop_duplicates"):
+        prepared = manifest.get(key, getattr(data, key))
+        if getattr(data, key) != prepared:
+            log(f"data.{key} = {getattr(data, key)}: ignored, because {tokens} was prepared with {prepared}")
+            setattr(recipe.data, key, prepared)
     return recipe
 
 

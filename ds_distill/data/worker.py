@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ds_distill.data.document_hashes import DocumentHashes
+from ds_distill.data.duplicates import later_copies, without
 from ds_distill.data.encode import Encoder
 from ds_distill.data.packing import LinePacker, Packer
 from ds_distill.data.read_warnings import LONG_ROWS, Findings
@@ -49,6 +50,7 @@ class EncodingSpec:
     sequence_length: int
     heldout_fraction: float
     seed: int
+    drop_duplicates: bool = False
 
     @property
     def dtype(self) -> np.dtype:
@@ -96,6 +98,8 @@ class PieceWorker:
         statistics: Counter[str] = Counter()
         findings, hashes = Findings(), DocumentHashes(spec.seed)
         documents = read(piece, tick, findings)
+        if spec.drop_duplicates:
+            documents = without(documents, later_copies(folder), findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             self._add(batch, packers, statistics, findings.characters, hashes)
         rest: dict[str, Any] = {
@@ -107,6 +111,7 @@ class PieceWorker:
                 statistics.update({"sequences_too_short": packer.short, "sequences_unknown": packer.unknown})
                 findings.characters.update(packer.lost)
                 findings.characters["tokenized"] -= sum(packer.lost.values())
+        statistics["duplicates_dropped"] = findings.dropped
         statistics["long_rows"] = findings.remarks.get(LONG_ROWS, (0, ""))[0]
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=hashes.finish(), **rest)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ds_distill.data.duplicates import PieceHasher
 from ds_distill.data.sources import WorkUnit
 from ds_distill.data.worker import EncodingSpec, PieceWorker
 
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 # A worker's process sets these.
-_worker: PieceWorker
+_worker: PieceWorker | PieceHasher
 _read: Synchronized[int]  # bytes that all workers have read
 
 
-def start_worker(spec: EncodingSpec, read: Synchronized[int]) -> None:
-    """Make this process a worker that adds the bytes it reads to `read`, and that ends with its parent."""
+def make_worker(spec: EncodingSpec | int) -> PieceWorker | PieceHasher:
+    """Return a worker that turns pieces into shards or, given a seed alone, that hashes their documents."""
+    return PieceHasher(spec) if isinstance(spec, int) else PieceWorker(spec)
+
+
+def start_worker(spec: EncodingSpec | int, read: Synchronized[int]) -> None:
+    """Make this process a worker, as in `make_worker`, that adds the bytes it reads to `read`.
+
+    It ends with its parent.
+    """
     global _worker, _read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -37,11 +46,11 @@ def start_worker(spec: EncodingSpec, read: Synchronized[int]) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker, _read = PieceWorker(spec), read
+    _worker, _read = make_worker(spec), read
 
 
-def work(piece: WorkUnit, folder: Path) -> None:
-    """Do a piece's work into `folder`."""
+def work(piece: WorkUnit, path: Path) -> None:
+    """Do a piece's work into `path`."""
     reported = 0
 
     def tick(so_far: int) -> None:
@@ -50,5 +59,5 @@ def work(piece: WorkUnit, folder: Path) -> None:
             _read.value += so_far - reported
         reported = so_far
 
-    _worker(piece, folder, tick)
+    _worker(piece, path, tick)
     tick(piece.size)

@@ -42,3 +42,20 @@ def test_counting_duplicates_takes_memory_for_a_part_of_the_documents(tmp_path, 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * piece * pieces * HASH.itemsize
+
+
+@pytest.mark.parametrize("waiting", [1, 50, 10**6])
+def test_later_copies_are_all_but_the_first_in_the_order_of_the_corpus(tmp_path, monkeypatch, waiting):
+    monkeypatch.setattr(duplicates, "WAITING", waiting)
+    random = np.random.default_rng(0)
+    pieces = [random.integers(0, 300, size) for size in (0, 100, 1, 400, 3)]
+    paths = [tmp_path / f"piece-{number:05d}.npy" for number in range(len(pieces))]
+    seen, expected = set(), []
+    for path, piece in zip(paths, pieces, strict=True):
+        np.save(path, hashes(piece))
+        expected.append([number for number, value in enumerate(piece.tolist()) if value in seen or seen.add(value)])
+    for _ in range(2):  # the second call, of another host, finds the work done
+        duplicates.write_later_copies(paths, tmp_path / "copies")
+    files = [tmp_path / "copies" / path.name for path in paths]
+    assert [np.load(file).tolist() if file.is_file() else [] for file in files] == expected
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_dir()) == ["copies"]

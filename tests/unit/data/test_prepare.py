@@ -428,7 +428,9 @@ def test_parts_that_are_prepared_apart_are_what_one_call_makes(tokenizer, tmp_pa
     for number in (3, 1, 4):
         done = preparation().run_part(Part(number, 4), 1)
         total += done["pieces"]
-        assert done["pieces_left"] == pieces - total and not (tmp_path / "many").exists()
+        assert (
+            done["pieces_unhashed"] == 0 and done["pieces_left"] == pieces - total and not (tmp_path / "many").exists()
+        )
     with pytest.raises(
         UserError, match=rf"{done['pieces_left']} of {pieces} pieces are missing; run prepare with --part 2/4, then"
     ):
@@ -463,3 +465,44 @@ def test_two_processes_that_do_the_same_piece_leave_it_whole(tokenizer, tmp_path
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(UserError, match=r"must be I/N, such as 1/8 to 8/8"):
         Part.parse(text)
+
+
+@pytest.mark.promise("Duplicates that are dropped are counted, and the first of each stays")
+def test_duplicates_are_dropped_in_any_number_of_parts(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 4_000)
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 200)
+    first = some_documents(300)
+    random = np.random.default_rng(1)
+    documents = [*first, *(first[i] for i in random.permutation(300)[:200]), *some_documents(20, seed=2)]
+    rows = [*documents, "", "", "\x00", "new"]  # rows without text are no duplicates
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in rows))
+    (tmp_path / "unique.jsonl").write_text("".join(json.dumps(text) + "\n" for text in dict.fromkeys(rows)))
+    settings = {"sequence_length": 16, "heldout_fraction": 0.2, "seed": 3}
+
+    def preparation(name, **changes):
+        return Preparation([str(tmp_path / "a.jsonl")], tokenizer, tmp_path / name, **settings, **changes)
+
+    unique = prepare([str(tmp_path / "unique.jsonl")], tokenizer, tmp_path / "unique", workers=1, **settings)
+    manifest = preparation("d", drop_duplicates=True).run(1)
+    assert manifest["documents"] == unique["documents"]
+    streams = [np.concatenate([ids[1:-1] for ids in sequences(tmp_path / name, "train")]) for name in ("d", "unique")]
+    special = [manifest["sep_id"]]
+    assert sorted(streams[0][~np.isin(streams[0], special)]) == sorted(streams[1][~np.isin(streams[1], special)])
+    found, characters = manifest["found"], manifest["characters"]
+    dropped = [text for number, text in enumerate(rows) if text in rows[:number] and text]
+    assert found["duplicates_dropped"] == len(dropped) == 200 and found["duplicate"] == 0 and found["empty"] == 3
+    assert 0 <= sum(map(len, dropped)) - characters["duplicates"] < 4 * len(dropped)  # white space where text is cut
+    assert 2 * characters["read"] == sum(characters.values())
+    assert "of the characters of" in manifest["remarks"][0] and "occurred before" in manifest["remarks"][0]
+    assert preparation("plain").run(1)["found"]["duplicate"] == len(dropped)
+    # in parts: the documents' hashes first
+    pieces = len(preparation("parts").pieces)
+    left = [preparation("parts", drop_duplicates=True).run_part(Part(number, 3), 1) for number in (1, 2, 3)]
+    assert [done["pieces_unhashed"] > 0 for done in left] == [True, True, False]
+    assert left[0]["pieces_left"] == pieces and left[2]["pieces_left"] == pieces - left[2]["pieces"]
+    with pytest.raises(UserError, match="run prepare with --part 1/3, --part 2/3, then --assemble"):
+        preparation("parts", drop_duplicates=True).assemble()
+    for number in (2, 1):
+        preparation("parts", drop_duplicates=True).run_part(Part(number, 3), 1)
+    assert preparation("parts", drop_duplicates=True).assemble() == manifest
+    assert files(tmp_path / "parts") == files(tmp_path / "d")
