@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ds_distill.cli import arguments
 from ds_distill.cli.pretrain import NEW_MODEL
@@ -39,6 +40,7 @@ COMMON_OPTIONS = (
     "data.workers",
     "part",
     "assemble",
+    "executor",
 )
 SPLITS = {"train": "training", "heldout": "held out"}
 NEW_POSITIONS = NEW_MODEL["max_position_embeddings"]
@@ -79,6 +81,22 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--assemble", action="store_true", help="make the tokens of parts that were all prepared with --part"
     )
+    parser.add_argument(
+        "--executor",
+        type=Literal["local", "slurm", "ray"] | None,
+        default=None,
+        help="have the parts prepared and assembled by an engine, through datatrove's executor for it: this machine, "
+        "Slurm or Ray",
+    )
+    parser.add_argument(
+        "--parts", type=int, default=16, metavar="N", help="number of parts that --executor divides the work into"
+    )
+    parser.add_argument(
+        "--executor_options",
+        type=dict[str, int | float | str],
+        default={},
+        help="further arguments of datatrove's executor, such as '{partition: cpu, time: \"04:00:00\"}' for slurm",
+    )
 
 
 def check(options) -> None:
@@ -92,6 +110,10 @@ def check(options) -> None:
         Part.parse(options.part)
         if options.assemble:
             raise UserError("--part and --assemble: give one of them; --assemble is a last call, after all parts")
+    if options.parts < 1:
+        raise UserError(f"--parts {options.parts}: must be 1 or more")
+    if options.executor and (options.part or options.assemble):
+        raise UserError("--executor does what --part and --assemble do; leave them out")
 
 
 def check_paths(options) -> None:
@@ -137,6 +159,16 @@ def run(options) -> dict:
         }
     )
     preparation = preparation_of(options.corpus, tokenizer, output, recipe)
+    if options.executor:
+        from ds_distill.data.executors import run_executor
+
+        run_executor(preparation, options.executor, options.parts, options.executor_options)
+        if options.executor == "slurm":
+            log(f"{options.parts:,} parts are submitted; the last job makes {output}")
+            return PartSummary({"output": options.output, "executor": "slurm", "parts": options.parts})
+        manifest = read_manifest(output)
+        log_remarks(manifest)
+        return _summary(options.output, manifest)
     if options.part:
         with bytes_bar() as show:
             done = preparation.run_part(Part.parse(options.part), data.workers, show)

@@ -26,7 +26,7 @@ COMMAND_OPTIONS = (
     *("fresh", "corpus_megabytes", "from_scratch", "from-scratch", "vocabulary", "teacher_tokens"),  # demo
     *("ranks", "gpu", "price", "memory_gib", "tokens_per_second"),  # estimate
     "untrained",  # evaluate
-    *("part", "assemble"),  # prepare
+    *("convert", "part", "assemble", "executor", "parts", "executor_options"),  # prepare
 )
 
 

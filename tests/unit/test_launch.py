@@ -195,7 +195,8 @@ def test_the_gpus_that_cuda_sees():
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", *(f"requirements-{extra}.txt" for extra in ("deploy", "trackers", "dev", "gpu"))]
+    "name",
+    ["requirements.txt", *(f"requirements-{extra}.txt" for extra in ("deploy", "trackers", "executors", "dev", "gpu"))],
 )
 def test_requirements_are_pinned(name: str):
     for line in (ROOT / name).read_text().splitlines():
@@ -210,6 +211,7 @@ def test_requirements_are_pinned(name: str):
         ([], "requirements.txt"),
         (["deploy"], "requirements-deploy.txt"),
         (["wandb", "trackio", "mlflow"], "requirements-trackers.txt"),
+        (["executors"], "requirements-executors.txt"),
     ],
 )
 def test_the_pins_are_in_the_ranges_of_the_package(extras: list[str], name: str):
