@@ -5,6 +5,7 @@ The run's first rank prepares them once; they are bound to the run and opened in
 
 import contextlib
 import copy
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ from ds_distill.data.prepare import Preparation
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.token_files import FORMAT, format_of, open_manifest, read_manifest
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.waiting_ranks import check_waiting_ranks
 from ds_distill.data.words import find_words
+from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import RunFolder, check_shared
@@ -104,10 +107,12 @@ def prepare_run_tokens(
         option: The option that gave `corpus`.
     """
 
+    hosts = all_gather_object(socket.gethostname()) if world_size() > 1 else [""]
+
     def make() -> None:
         data = recipe.data
         # This comes before the tokenizer, so that a wrong path is reported first.
-        split_inputs(corpus, column=data.column, streaming=data.streaming)
+        pieces = split_inputs(corpus, column=data.column, streaming=data.streaming)
         tokenizer = load_tokenizer(tokenizer_folder)
         if (folder / "manifest.json").is_file():
             changed, other = _differences(folder, corpus, tokenizer, recipe, heldout_fraction)
@@ -119,6 +124,8 @@ def prepare_run_tokens(
                     remedy += f", or resume with the text of that run: --tokens {folder} instead of --corpus"
                 differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
                 raise UserError(f"{bound} holds another run ({differences}): {remedy}")
+        size = sum(piece.size for piece in pieces)
+        check_waiting_ranks(corpus, size, len(set(hosts)), len(hosts), tokenizer_folder, recipe, option)
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
 
     run_on_rank0(make)
