@@ -18,7 +18,8 @@ from ds_distill.utils.errors import UserError, expand_user
 SECTIONS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 INPUTS = (
     "training text: txt, jsonl, csv, tsv or parquet files (also .gz and .zst), folders or glob patterns of them, or "
-    "data sets of the Hub, hf:NAME[:CONFIG][@SPLIT][#COLUMN]; FILE#COLUMN selects a column of a file"
+    "their URLs (s3://, gs://, https://), or data sets of the Hub, hf:NAME[:CONFIG][@SPLIT][#COLUMN]; FILE#COLUMN "
+    "selects a column of a file"
 )
 
 

@@ -6,11 +6,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 from ds_distill.data.charset import conversion, likely_encoding, lines_not_utf8
 from ds_distill.data.read_warnings import Findings
+from ds_distill.data.remote import corpus_file
+from ds_distill.utils.errors import UserError
 
 TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 # Every character that is read ends as one of these causes. Each maps to the sentence about it,
@@ -165,7 +166,8 @@ def _detect_encoding(path: str) -> tuple[str | None, bool]:
     The bytes of JSON's escapes, for example, are UTF-8.
     """
     try:
-        lines = lines_not_utf8(Path(path), Path(path).suffix)
-    except (OSError, EOFError, zlib.error):  # The path is a hub data set, or a file that is no longer there.
+        file = corpus_file(path)
+        lines = lines_not_utf8(file, file.suffix)
+    except (OSError, EOFError, zlib.error, UserError):  # The path is a hub data set, or a file that is no longer there.
         return None, False
-    return likely_encoding(lines), not lines and Path(path).is_file()
+    return likely_encoding(lines), not lines

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_distill.data.files import COMPRESSED_SUFFIXES, FILE_FORMATS, open_unpacked, read_head
+from ds_distill.data.remote import RemoteFile
 from ds_distill.utils.errors import UserError
 
 # It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
@@ -66,7 +67,7 @@ def count_characters(data: bytes) -> int:
     return sum(int(np.count_nonzero(codes[i : i + _BLOCK] & 0xC0 != 0x80)) for i in range(0, len(codes), _BLOCK))
 
 
-def check_text(path: Path, packed: str) -> None:
+def check_text(path: Path | RemoteFile, packed: str) -> None:
     """Raise UserError unless a file begins as text in UTF-8, or in an encoding much like it.
 
     `packed` is ".gz", ".zst" or another suffix.
@@ -83,9 +84,9 @@ def check_text(path: Path, packed: str) -> None:
         raise UserError(f"{path}: not text; supported files are {', '.join(FILE_FORMATS)}, plain, .gz or .zst")
 
 
-def conversion(path: Path | str, encoding: str) -> str:
+def conversion(path: Path | RemoteFile | str, encoding: str) -> str:
     """Return the command that converts a file to UTF-8."""
-    name, suffix = shlex.quote(str(path)), Path(path).suffix.lower()
+    name, suffix = shlex.quote(str(path)), Path(str(path)).suffix.lower()
     unpack = {".gz": f"gzip -dc {name} | ", ".zst": f"zstd -dc {name} | "}.get(suffix, "")
     return f"{unpack}iconv -f {encoding} -t UTF-8{'' if suffix in COMPRESSED_SUFFIXES else f' {name}'} > NEW"
 
@@ -194,7 +195,7 @@ _DOUBLE_BYTE = (
 )
 
 
-def lines_not_utf8(path: Path, packed: str, max_bytes: int = 1 << 16) -> list[bytes]:
+def lines_not_utf8(path: Path | RemoteFile, packed: str, max_bytes: int = 1 << 16) -> list[bytes]:
     """Return lines of a file that are not UTF-8, at most `max_bytes` bytes of them.
 
     Only the first 8 MiB are read.

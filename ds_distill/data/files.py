@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ds_distill.data.remote import RemoteFile, file_state, is_url, list_remote
 from ds_distill.utils.console import TRACE, log, log_once_per_process
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -57,8 +58,8 @@ def get_file_kind(name: str) -> str | None:
     return {**FILE_FORMATS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
 
 
-def resolve_files(given: str, column: str | None = None) -> list[Path]:
-    """Return the files of an input: a file, a folder, a pattern or a pipe.
+def resolve_files(given: str, column: str | None = None) -> list[Path] | list[RemoteFile]:
+    """Return the files of an input: a file, a folder, a pattern or a pipe, or such a URL.
 
     The data from a pipe is copied into a file.
 
@@ -69,6 +70,8 @@ def resolve_files(given: str, column: str | None = None) -> list[Path]:
     Raises:
         UserError: If there is no file, or one cannot be reached.
     """
+    if is_url(given):
+        return _remote_files(given)
     given = "/dev/stdin" if given == "-" and not Path(given).exists() else given
     path = expand_user(given)
     if path.is_dir():
@@ -101,6 +104,24 @@ def resolve_files(given: str, column: str | None = None) -> list[Path]:
         )
     _check_reachable(path)
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
+
+
+def _remote_files(given: str) -> list[RemoteFile]:
+    """Return the files of a URL; in a folder, or by a pattern, those of a known kind, as in `_files_below`."""
+    found, is_one = list_remote(given)
+    if is_one:
+        return found
+    folder = given.rstrip("/")
+    shown = [file for file in found if "/." not in f"/{file.url.removeprefix(folder)}" and file.name not in METADATA]
+    files = [file for file in shown if get_file_kind(file.name) not in (None, "arrow")]
+    if not files:
+        raise UserError(
+            f"{given}: no {', '.join(FILE_FORMATS)} file (plain, .gz or .zst) is there; check the address and the "
+            "credentials"
+        )
+    if others := [file.name for file in shown if file not in files and not file.name.upper().startswith(ABOUT)]:
+        log_once_per_process(f"{given}: {len(others):,} of its files are not read, such as {', '.join(others[:3])}")
+    return files
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -306,9 +327,9 @@ def _suffix(file: Path, name: Path, column: str | None) -> str:
 class _Counting(io.RawIOBase):
     """A byte stream that ends at `stop` and reports how far the underlying file was read."""
 
-    def __init__(self, path: Path, start: int, stop: int | None, tick: Callable[[int], None]):
+    def __init__(self, path: Path | RemoteFile, start: int, stop: int | None, tick: Callable[[int], None]):
         self.file, self.start, self.tick = path.open("rb"), start, tick
-        self.stop = os.fstat(self.file.fileno()).st_size if stop is None else stop
+        self.stop = file_state(path)[0] if stop is None else stop
         self.file.seek(start)
 
     def readable(self) -> bool:
@@ -326,7 +347,11 @@ class _Counting(io.RawIOBase):
 
 
 def open_unpacked(
-    path: Path, packed: str, start: int = 0, stop: int | None = None, tick: Callable[[int], None] = lambda _: None
+    path: Path | RemoteFile,
+    packed: str,
+    start: int = 0,
+    stop: int | None = None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> io.BufferedReader | gzip.GzipFile:
     """Open bytes [start, stop) of a file as an uncompressed stream.
 
@@ -347,13 +372,13 @@ def open_unpacked(
     return raw
 
 
-def read_head(path: Path, packed: str) -> bytes:
+def read_head(path: Path | RemoteFile, packed: str) -> bytes:
     """Return the first 64 KiB of a file, uncompressed."""
     with open_unpacked(path, packed) as stream:
         return stream.read(_HEAD)
 
 
-def unreadable(path: Path | str, error: Exception) -> UserError:
+def unreadable(path: Path | RemoteFile | str, error: Exception) -> UserError:
     """Return the UserError for a file that failed while it was read."""
     if "requires too much memory for decoding" in str(error):
         unpack = f"zstd -dc --long=31 {path}"

@@ -6,8 +6,8 @@ The same text is the same corpus wherever it lies.
 from __future__ import annotations
 
 import hashlib
-import os
 
+from ds_distill.data.remote import corpus_file, file_state
 from ds_distill.data.sources import WorkUnit
 
 BUDGET = 64 * 2**20  # how many bytes of a corpus are read; one that is no larger is read whole
@@ -30,8 +30,9 @@ def content_fingerprint(pieces: list[WorkUnit]) -> str:
         if piece.kind == "hub":
             digest.update(f"{source} {path} {piece.column}\n".encode())
             continue
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        opened = corpus_file(path)
+        with opened.open("rb", BLOCK) as file:
+            size = file_state(opened)[0]
             digest.update(f"{source} {piece.kind} {piece.column} {size}\n".encode())
             if size <= max_blocks * BLOCK:
                 while block := file.read(BLOCK):

@@ -20,6 +20,7 @@ from ds_distill.data.duplicates import COPIES, HASHES, write_later_copies
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.parts import Part, describe_parts
 from ds_distill.data.pool import work_on_pieces
+from ds_distill.data.remote import corpus_file, file_state
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import MAX_LENGTH
 from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
@@ -208,7 +209,7 @@ class Preparation:
 
     def _plan(self) -> str:
         """Return what the finished pieces depend on."""
-        state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in self.pieces if p.kind != "hub"}
+        state = {path: file_state(corpus_file(path)) for path in {p.path: 0 for p in self.pieces if p.kind != "hub"}}
         return json.dumps([REPORT_VERSION, [asdict(piece) for piece in self.pieces], state, asdict(self.spec)])
 
     def _resume_or_reset(self) -> None:

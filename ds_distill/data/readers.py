@@ -7,12 +7,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ds_distill.data import rows, sources
 from ds_distill.data.charset import replace_surrogates
-from ds_distill.data.files import open_unpacked, read_head, unreadable
+from ds_distill.data.files import read_head, unreadable
 from ds_distill.data.read_warnings import Findings
+from ds_distill.data.remote import corpus_file
 from ds_distill.data.sources import WorkUnit, split_inputs
 
 _OTHER_ENDS = {
@@ -99,7 +99,7 @@ def _texts(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> 
 def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
     lines, size, characters, outside, line_begins = [], 0, 0, 0, True
     longest, document_bytes, continues = sources.DOCUMENT_PARTS * sources.DOCUMENT_CHARACTERS, 0, False
-    with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
+    with rows.open_piece(piece, tick) as stream:
         while line := stream.readline(sources.DOCUMENT_CHARACTERS):
             line_ends = line.endswith(b"\n")
             while (
@@ -142,7 +142,7 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 
 def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
     """Remark on mistakes, visible in a file's first bytes, that lose nothing but are hardly meant."""
-    path = Path(piece.path)
+    path = corpus_file(piece.path)
     data = read_head(path, path.suffix)
     head = data.decode(errors="replace")
     if not head:

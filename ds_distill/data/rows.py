@@ -18,6 +18,7 @@ from ds_distill.data.files import open_unpacked, unreadable
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.data.parquet_pages import largest_page
 from ds_distill.data.read_warnings import Findings
+from ds_distill.data.remote import corpus_file
 from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 
@@ -27,9 +28,15 @@ _BATCH_BYTES = 2**25
 _KINDS = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
 
 
+def open_piece(piece: WorkUnit, tick: Callable[[int], None]):
+    """Open the bytes of a piece as an uncompressed stream; `tick` is called with the bytes read so far."""
+    file = corpus_file(piece.path)
+    return open_unpacked(file, file.suffix, piece.start, piece.stop, tick)
+
+
 def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     """Yield the text of each row of a piece of JSON lines."""
-    with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
+    with open_piece(piece, tick) as stream:
         number = 0
         while line := stream.readline(sources.LONGEST_ROW):
             number += 1
@@ -70,8 +77,8 @@ def _json_array(piece: WorkUnit, where: str) -> UserError:
 
 def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     """Yield the text of each row of a csv or tsv piece."""
-    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in Path(piece.path).suffixes] else ","
-    binary = open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick)
+    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in corpus_file(piece.path).suffixes] else ","
+    binary = open_piece(piece, tick)
     with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = CsvRows(stream, delimiter, piece.path)
         header, first = next(rows, []), next(rows, None)
@@ -92,8 +99,9 @@ def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -
 
 def read_parquet(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     """Yield the text of each row of a piece of a parquet file."""
-    with Path(piece.path).open("rb") as stream:
-        table = open_parquet(Path(piece.path))
+    file = corpus_file(piece.path)
+    with file.open("rb", 1 << 16) as stream:
+        table = open_parquet(file)
         column = table.schema.names.index(piece.column)
         for number, group in enumerate(range(piece.start, piece.stop), 1):
             chunk = table.metadata.row_group(group).column(column)

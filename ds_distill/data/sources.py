@@ -24,6 +24,7 @@ from ds_distill.data.files import (
     saved_split,
     unreadable,
 )
+from ds_distill.data.remote import RemoteFile, file_state, is_url
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -63,7 +64,8 @@ class WorkUnit:
 def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = True) -> list[WorkUnit]:
     """Return the pieces of files, folders, patterns and hub data sets.
 
-    The files are text, jsonl, csv, tsv or parquet, and may be .gz or .zst. A file of rows may name
+    The files are text, jsonl, csv, tsv or parquet, and may be .gz or .zst. They may be URLs of a
+    file system that fsspec knows. A file of rows may name
     its column, as in `FILE#COLUMN`. A hub data set is `hf:NAME[:CONFIG][@SPLIT][#COLUMN]`, where
     NAME may be a folder. The same inputs give the same pieces, whatever the number of workers.
 
@@ -117,7 +119,8 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
         } - {"text"}
         # The number of a pipe does not identify its content, but the digest does.
         piped = next((digest for piece in source_pieces if (digest := get_copy_digest(piece.path))), None)
-        where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
+        is_path = not given.startswith("hf:") and not is_url(given)
+        where = f"pipe {piped}" if piped else str(expand_user(given).absolute()) if is_path else given
         identity.append([where, sum(piece.size for piece in source_pieces), *sorted(columns)])
     return identity
 
@@ -125,19 +128,22 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
 def _split_column(given: str) -> tuple[str, str | None]:
     """Return (path, the column that it names, or None) of an input that is not a hub data set."""
     name, mark, column = given.rpartition("#")
-    if not mark or expand_user(given).exists():
+    if not mark or (not is_url(given) and expand_user(given).exists()):
         return given, None
     if not name.strip() or not column.strip():
         what = "there is no file before the #" if column.strip() else "there is no column after the #"
         raise UserError(f"{given}: {what}; write FILE#COLUMN, and check that its shell variables are set")
     # The # of `data#v2/*.txt` belongs to the name of a folder.
-    is_path = not expand_user(name).is_file() and re.search(r"[/*?\[]", column)
+    is_path = (is_url(name) or not expand_user(name).is_file()) and re.search(r"[/*?\[]", column)
     return (given, None) if is_path else (name, column)
 
 
-def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
-    kind, size = get_file_kind(file.name) or "text", file.stat().st_size
-    check_not_lfs_pointer(file)
+def _file_pieces(source: int, file: Path | RemoteFile, column: str) -> list[WorkUnit]:
+    kind, size = get_file_kind(file.name) or "text", file_state(file)[0]
+    if isinstance(file, Path):
+        check_not_lfs_pointer(file)
+    elif kind == "arrow":
+        raise UserError(f"{file}: an Arrow file is read from a disk only; copy it to one, or write parquet")
     if file.suffix.lower() in UNSUPPORTED_SUFFIXES:
         raise UserError(f"{file}: not text; supported files are {', '.join(FILE_FORMATS)}, plain, .gz or .zst")
     if kind == "parquet":
@@ -148,7 +154,7 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
         cuts = [*range(0, groups, step), groups]
         return [WorkUnit(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
     if kind == "arrow":
-        _check_column(file, _arrow_reader(file).schema, column)
+        _check_column(file, _arrow_reader(Path(str(file))).schema, column)
         return [WorkUnit(source, str(file), kind, column, 0, 1, size)]
     try:
         check_text(file, file.suffix)
@@ -160,10 +166,10 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     return [WorkUnit(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
 
-def _cuts(file: Path, size: int, kind: str) -> list[int]:
+def _cuts(file: Path | RemoteFile, size: int, kind: str) -> list[int]:
     """Return offsets about PIECE_BYTES apart at which a document starts."""
     cuts: list[int] = []
-    with file.open("rb") as stream:
+    with file.open("rb", 1 << 18) as stream:
         target = PIECE_BYTES
         while target < size:
             stream.seek(target)
@@ -183,14 +189,15 @@ def _cuts(file: Path, size: int, kind: str) -> list[int]:
     return cuts
 
 
-def open_parquet(file: Path):
+def open_parquet(file: Path | RemoteFile):
     """Open a parquet file; raise UserError if it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
     try:
+        opened = file if isinstance(file, Path) else file.open()
         # Without a buffer, the compressed bytes of a whole row group would be read at once.
-        return pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20)
+        return pyarrow.parquet.ParquetFile(opened, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError) as error:
         raise unreadable(file, error) from error
 
@@ -219,7 +226,7 @@ def arrow_batches(file: Path) -> Iterator:
     )
 
 
-def _check_column(file: Path, schema, column: str) -> None:
+def _check_column(file: Path | RemoteFile, schema, column: str) -> None:
     """Raise UserError unless a file of Arrow types has exactly one such column, and it holds text."""
     from pyarrow import types
 
