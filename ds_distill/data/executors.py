@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ds_distill.data.hub_sets import pack_hub_sets, unpack_hub_sets
 from ds_distill.data.parts import Part
 from ds_distill.data.prepare import Preparation
 from ds_distill.utils.errors import UserError
@@ -28,8 +29,11 @@ class PrepareParts:
 
     def __init__(self, preparation: Preparation, workers: int):
         self.preparation, self.workers = preparation, workers
+        hub_pieces = [piece for piece in preparation.pieces if piece.kind == "hub"]
+        self.hub_sets = pack_hub_sets({(piece.path, piece.streaming) for piece in hub_pieces})
 
     def __call__(self, data, rank: int = 0, world_size: int = 1) -> tuple:
+        unpack_hub_sets(self.hub_sets)
         self.preparation.run_part(Part(rank + 1, world_size), self.workers)
         return ()
 

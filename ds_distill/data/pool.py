@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from ds_distill.data.hub_sets import pack_hub_sets
 from ds_distill.data.sources import WorkUnit
 from ds_distill.data.worker import EncodingSpec
 from ds_distill.data.worker_process import make_worker, start_worker, work
@@ -51,7 +52,8 @@ def work_on_pieces(
             before += piece.size
         return
     assert read is not None
-    pool = ProcessPoolExecutor(workers, context, start_worker, (spec, read))
+    hub_sets = pack_hub_sets({(piece.path, piece.streaming) for piece in left.values() if piece.kind == "hub"})
+    pool = ProcessPoolExecutor(workers, context, start_worker, (spec, read, hub_sets))
     try:
         with _main_not_imported():  # all workers start with the first submission
             waiting = {pool.submit(work, piece, path) for path, piece in left.items()}

@@ -15,11 +15,12 @@ from ds_distill.data import sources
 from ds_distill.data.charset import count_characters
 from ds_distill.data.csv_rows import CsvRows, format_columns
 from ds_distill.data.files import open_unpacked, unreadable
+from ds_distill.data.hub_sets import hub_set
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.data.parquet_pages import largest_page
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.remote import corpus_file
-from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
+from ds_distill.data.sources import WorkUnit, arrow_batches, open_parquet
 from ds_distill.utils.errors import UserError
 
 # A page is unpacked as a whole; 1,024 rows of books, which pyarrow writes into one page, have such sizes.
@@ -136,7 +137,7 @@ def read_arrow(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 
 def read_hub(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     """Yield the text of each row of a piece of a hub data set."""
-    data = open_hub(piece.path, piece.streaming).select_columns(piece.column)
+    data = hub_set(piece.path, piece.streaming).select_columns(piece.column)
     for number, row in enumerate(data.shard(num_shards=piece.stop, index=piece.start), 1):
         yield _text(row[piece.column], piece, f"{piece.path}, row {number} of part {piece.start + 1}")
 

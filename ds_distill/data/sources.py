@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 from ds_distill.data.charset import check_text
 from ds_distill.data.files import (
@@ -24,6 +23,7 @@ from ds_distill.data.files import (
     saved_split,
     unreadable,
 )
+from ds_distill.data.hub_sets import hub_parts, resolve_hub_set
 from ds_distill.data.remote import RemoteFile, file_state, is_url
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
@@ -35,7 +35,6 @@ DOCUMENT_CHARACTERS = 100_000
 DOCUMENT_PARTS = 40
 # bytes of a row, and characters of a csv row; longer ones are skipped, or refused in a csv
 LONGEST_ROW = 16 * 2**20
-_HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def check_inputs(inputs: list[str]) -> None:
     """
     for given in inputs:
         if given.startswith("hf:"):
-            _hub_parts(given)
+            hub_parts(given)
         else:
             resolve_files(*_split_column(given))
 
@@ -247,38 +246,13 @@ def _check_column(file: Path | RemoteFile, schema, column: str) -> None:
 
 
 def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[WorkUnit]:
-    parts = _hub_parts(given)
+    parts = hub_parts(given)
     named = parts["column"] or column
     if (local := expand_user(parts["name"])).is_dir() and (saved := saved_split(local, parts["split"])):
         return [piece for file in saved for piece in _file_pieces(source, file, named)]
-    data = open_hub(given, streaming)
+    data = resolve_hub_set(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:
         raise UserError(f"{given}: no column {named!r}; the columns are {', '.join(names)}; choose one: hf:NAME#COLUMN")
     shards = data.num_shards if streaming else max(1, len(data) // 100_000)
     return [WorkUnit(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
-
-
-def _hub_parts(given: str) -> re.Match[str]:
-    parts = _HUB.match(given)
-    if not parts:
-        raise UserError(f"{given}: not a valid hf: input; write hf:NAME[:CONFIG][@SPLIT][#COLUMN], in this order")
-    return parts
-
-
-def open_hub(given: str, streaming: bool):
-    """Return the data set of an hf: input, opened with the library `datasets`; no hub script is run."""
-    import datasets
-
-    parts = cast(re.Match[str], _HUB.match(given))  # split_inputs has checked it.
-    try:
-        return datasets.load_dataset(
-            parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming
-        )
-    except Exception as error:
-        # A missing name, network or config each raises a class of its own.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"{given}: cannot be loaded ({lines[0][:200]}); check the name, the config and the split, and the network "
-            "or the local cache"
-        ) from error

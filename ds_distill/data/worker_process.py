@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_distill.data.duplicates import PieceHasher
+from ds_distill.data.hub_sets import unpack_hub_sets
 from ds_distill.data.sources import WorkUnit
 from ds_distill.data.worker import EncodingSpec, PieceWorker
 
@@ -30,10 +31,10 @@ def make_worker(spec: EncodingSpec | int) -> PieceWorker | PieceHasher:
     return PieceHasher(spec) if isinstance(spec, int) else PieceWorker(spec)
 
 
-def start_worker(spec: EncodingSpec | int, read: Synchronized[int]) -> None:
+def start_worker(spec: EncodingSpec | int, read: Synchronized[int], hub_sets: dict[tuple[str, bool], bytes]) -> None:
     """Make this process a worker, as in `make_worker`, that adds the bytes it reads to `read`.
 
-    It ends with its parent.
+    It ends with its parent, which has resolved the data sets of the Hub.
     """
     global _worker, _read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
@@ -46,6 +47,7 @@ def start_worker(spec: EncodingSpec | int, read: Synchronized[int]) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    unpack_hub_sets(hub_sets)
     _worker, _read = make_worker(spec), read
 
 

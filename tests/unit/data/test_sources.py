@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ds_distill.data import sources
+from ds_distill.data import hub_sets, sources
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import documents, read
 from ds_distill.data.sources import corpus_identity, split_inputs
@@ -190,6 +190,24 @@ def test_hub_data_sets_load_from_a_folder_too(tmp_path, monkeypatch, streaming):
         split_inputs([f"hf:{folder}#body"], streaming=streaming)
     with pytest.raises(UserError, match=r"@nosuch: cannot be loaded"):
         split_inputs([f"hf:{folder}@nosuch"], streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_hub_data_set_is_resolved_once_for_all_pieces_and_processes(tmp_path, monkeypatch, streaming):
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "set" / f"train-{number}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    calls, load = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **named: calls.append(words) or load(*words, **named))
+    pieces = split_inputs([f"hf:{tmp_path / 'set'}"], streaming=streaming)
+    assert sorted(d.text for piece in pieces for d in read(piece)) == sorted(TEXTS) and len(calls) == 1
+    packed = hub_sets.pack_hub_sets({(piece.path, piece.streaming) for piece in pieces})
+    monkeypatch.setattr(hub_sets, "_opened", {})  # as in a worker's process
+    hub_sets.unpack_hub_sets(packed)
+    assert sorted(d.text for piece in pieces for d in read(piece)) == sorted(TEXTS) and len(calls) == 1
 
 
 def test_what_is_missing_is_named_at_the_call(tmp_path):
