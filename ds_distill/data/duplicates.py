@@ -72,10 +72,11 @@ class DuplicateCounter:
     """A counter of documents that occurred before.
 
     Args:
-        folder: A folder for temporary files, which does not exist.
+        folder: A folder for temporary files; what an interrupted call has left there is removed.
     """
 
     def __init__(self, folder: Path):
+        shutil.rmtree(folder, ignore_errors=True)
         self._folder = folder
         self._buckets = Buckets(folder, HASH)
 
