@@ -194,7 +194,7 @@ def open_parquet(file: Path | RemoteFile):
     import pyarrow.parquet
 
     try:
-        opened = file if isinstance(file, Path) else file.open()
+        opened = file if isinstance(file, Path) else file.open("rb")
         # Without a buffer, the compressed bytes of a whole row group would be read at once.
         return pyarrow.parquet.ParquetFile(opened, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError) as error:

@@ -15,7 +15,17 @@ from tests.start import ROOT
 
 PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
 RECORDS = ROOT / "docs" / "results" / "benchmarks"
-FLAGS = ("--encoder", "--untrained", "--fresh", "--from-scratch", "--debug", "--json", "--help", "--version")
+FLAGS = (
+    "--assemble",
+    "--encoder",
+    "--untrained",
+    "--fresh",
+    "--from-scratch",
+    "--debug",
+    "--json",
+    "--help",
+    "--version",
+)
 
 
 def fragments(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import yaml
 
 from ds_distill.cli.arguments import SECTIONS, build_recipe
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.data.sources import _HUB
+from ds_distill.data.hub_sets import _HUB
 from ds_distill.models.student import resolve_layer_map
 from ds_distill.recipe import Recipe, Student, Training
 from ds_distill.study.paper import PAPER_ABLATION
