@@ -22,6 +22,8 @@ def start():
         port = free_port()
         for host in range(hosts):
             environment = {"HOST": host, "HOSTS": hosts, "MASTER_PORT": port, "LOCAL_RANK": "0"}
+            # torch asks for the name of each connection's end, and one lost answer takes five seconds otherwise
+            environment["RES_OPTIONS"] = "timeout:1 attempts:1"
             running.append(Process("tests.distributed.simulated_worker", *arguments, **environment))
         for process in running:
             wait_for(lambda process=process: "\n" in process.out.read(), *running)
