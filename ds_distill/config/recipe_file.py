@@ -24,7 +24,7 @@ COMMAND_OPTIONS = (
     *("teacher", "corpus", "input", "heldout", "tokens", "tokenizer", "model", "from", "output", "debug"),
     *("json", "offline", "push_to_hub", "private"),
     *("fresh", "corpus_megabytes", "from_scratch", "from-scratch", "vocabulary", "teacher_tokens"),  # demo
-    *("ranks", "gpu", "price", "memory_gib", "tokens_per_second"),  # estimate
+    *("ranks", "gpu", "price", "memory_gib", "tokens_per_second", "network"),  # estimate
     "untrained",  # evaluate
     *("convert", "part", "assemble", "executor", "parts", "executor_options"),  # prepare
 )
