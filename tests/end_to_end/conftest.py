@@ -3,6 +3,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.tokenizer import train_wordpiece
+from tests.end_to_end.slurm import Slurm, why_not
 from tests.start import ds_distill
 
 
@@ -49,3 +50,13 @@ def common(world):
         "--training.precision",
         "fp32",
     ]
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A Slurm of two nodes; its tests take minutes."""
+    if reason := why_not():
+        pytest.skip(reason)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.close()

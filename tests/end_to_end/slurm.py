@@ -43,7 +43,8 @@ class Slurm:
             "ProctrackType=proctrack/pgid\nTaskPlugin=task/none\nSelectType=select/cons_tres\n"
             "SelectTypeParameters=CR_CPU\nReturnToService=2\nMpiDefault=none\nJobRequeue=1\nGresTypes=gpu\n"
             + "".join(
-                f"NodeName=n{i} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=2 Gres=gpu:8\n"
+                f"NodeName=n{i} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
+                "CPUs=2 RealMemory=8000 Gres=gpu:8\n"
                 for i, port in enumerate(ports[1:])
             )
             + "PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE\n"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.slurm import Slurm, why_not
 from tests.end_to_end.test_faults import assert_same_weights
 from tests.patience import communicate, kill_tree
 from tests.start import ROOT, environment_of, free_port, wait_for
@@ -105,15 +104,6 @@ def test_asked_to_end_at_its_outermost_process(undisturbed, arguments, tmp_path,
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
     assert_resumed_alike(output, undisturbed)
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.close()
 
 
 @pytest.mark.long

@@ -47,25 +47,6 @@ def test_ray_makes_what_one_call_makes(make, tmp_path, monkeypatch):
         ray.shutdown()
 
 
-def test_slurm_is_given_jobs_that_wait_for_each_other(make, tmp_path, monkeypatch):
-    """The command sbatch is replaced by one that notes its scripts, since there is no Slurm here."""
-    pytest.importorskip("datatrove", reason="needs the extra executors")
-    (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.write_text(
-        f'#!/bin/bash\ncd {tmp_path}\nn=$(ls | grep -c "^job-")\n(echo "$@"; cat "${{@: -1}}") > job-$n\n'
-        "echo Submitted batch job $n\n"
-    )
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    run_executor(make("many"), "slurm", 4, {"partition": "cpu", "time": "01:00:00", "cpus_per_task": 2})
-    jobs = [file.read_text() for file in sorted(tmp_path.glob("job-*"))]
-    parts = [job for job in jobs if "launch_pickled_pipeline" in job]
-    assert ["array=0-3" in job for job in parts] == [True, True, False]
-    assert ["--dependency=afterok:" in job for job in parts] == [False, True, True]
-    assert not (tmp_path / "many").exists()
-
-
 def test_what_is_missing_is_named(make, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datatrove.executor", None)
     with pytest.raises(UserError, match=r"--executor slurm: datatrove.* is not installed; install it: pip install"):
