@@ -18,6 +18,7 @@ from ds_distill.data.document_hashes import HASH, DocumentHashes
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import Document, read
 from ds_distill.data.sources import WorkUnit
+from ds_distill.utils.files import rename_finished
 
 BUCKETS = 256
 WAITING = 1 << 22  # rows in memory before they are written
@@ -163,12 +164,7 @@ def write_later_copies(hash_files: list[Path], folder: Path) -> None:
                 np.save(partial / hash_files[part["piece"][0]].name, part["document"])
     for unneeded in (documents.folder, copies.folder):
         shutil.rmtree(unneeded, ignore_errors=True)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(partial)  # Another process has done the same work.
+    rename_finished(partial, folder)
 
 
 def without(documents: Iterable[Document], dropped: Path, findings: Findings) -> Iterator[Document]:

@@ -32,7 +32,7 @@ class Document:
         text: The document's text.
         bad_utf8: Whether bytes that are not UTF-8 were replaced.
         cut: Whether it is a part of a longer document.
-        continues: Whether it is a part that goes on with the document before it.
+        continues: Whether it is a further part of the document before it.
     """
 
     text: str
@@ -89,7 +89,7 @@ def read(
 
 
 def _texts(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
-    """Yield (text, whether it goes on with the document before it)."""
+    """Yield (text, whether it is a further part of the document before it)."""
     if piece.kind == "text":
         yield from _read_text(piece, findings, tick)
     else:
@@ -173,7 +173,7 @@ def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
                 f"{path}: there is no blank line, so this is one document; {name} do not count as line breaks; "
                 "replace each with one line break, or with two to separate documents",
             )
-        elif len(data) >= 2**16:  # The file goes on.
+        elif len(data) >= 2**16:  # The file has more.
             longest = sources.DOCUMENT_PARTS * sources.DOCUMENT_CHARACTERS / 10**6
             findings.remark(
                 "no blank lines",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from ds_distill.data.readers import Document, read
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.sources import WorkUnit
 from ds_distill.data.unencoded import Loss
+from ds_distill.utils.files import rename_finished
 
 SPLITS = ("train", "heldout")
 DOCUMENTS_A_BATCH = 128
@@ -124,12 +124,7 @@ class PieceWorker:
             "words": self.encoder.caches_words,
         }
         (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(partial)  # Another process has done the same work.
+        rename_finished(partial, folder)
 
     def _add(
         self,

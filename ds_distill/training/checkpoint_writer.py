@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: training goes on as soon as a rank's part is in memory.
+"""Checkpoints written in the background: training continues as soon as a rank's part is in memory.
 
 Each rank writes, sums and syncs its own files, and one rename on the first rank publishes them
 together, so a checkpoint is complete or absent.
@@ -123,7 +123,7 @@ class CheckpointWriter:
 
     `begin` takes a snapshot, and a thread on each rank writes it. When all ranks have written, which
     the caller finds out from `is_written`, `publish` publishes the checkpoint in a thread of the first
-    rank. `wait` does what is left and returns when nothing goes on in the background.
+    rank. `wait` does what is left and returns when nothing is left to do in the background.
     """
 
     def __init__(self, engine: Engine, folder: Path, keep: int):
@@ -208,7 +208,7 @@ class CheckpointWriter:
         return job.result() if job is not None and job.done() and not job.exception() else None
 
     def wait(self) -> Saved | None:
-        """Collective: wait until nothing goes on in the background, and return what `published` returns.
+        """Collective: wait until nothing is left to do in the background, and return what `published` returns.
 
         Raises:
             UserError: The checkpoint could not be written or published. Earlier ones stay as they are.

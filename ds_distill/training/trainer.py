@@ -212,7 +212,7 @@ class Trainer:
                 self.metrics.log_evaluation(name, figures, self.state.step)
 
     def save(self) -> None:
-        """Collective: begin a checkpoint, which is written while the training goes on."""
+        """Collective: begin a checkpoint, which is written while the training continues."""
         run_on_rank0(self.folder.check_lock)
         self.metrics.flush()
         began = time.perf_counter()

@@ -103,3 +103,13 @@ def write_summary(summary: dict, folder: Path) -> None:
         }
         summary = summary | {key: os.path.relpath(value, folder) for key, value in inside.items()}
     write_json(folder / "summary.json", summary)
+
+
+def rename_finished(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name; where another process has done the same work before, remove this one."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)
