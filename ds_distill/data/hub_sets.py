@@ -57,6 +57,15 @@ def hub_set(given: str, streaming: bool):
     return _opened[key] if key in _opened else resolve_hub_set(given, streaming)
 
 
+def hub_bytes(given: str, streaming: bool) -> int | None:
+    """Return the bytes of a data set's rows, all columns included; None where it does not tell."""
+    data = hub_set(given, streaming)
+    if not streaming:
+        return int(data.data.nbytes)
+    split = (data.info.splits or {}).get(str(data.split))
+    return split.num_bytes or None if split else None
+
+
 def pack_hub_sets(keys: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], bytes]:
     """Return the data sets of inputs, as another process takes them with `unpack_hub_sets`."""
     return {key: _sent.get(key) or pickle.dumps(hub_set(*key)) for key in keys}

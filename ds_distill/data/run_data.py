@@ -20,7 +20,7 @@ from ds_distill.data.prepare import Preparation
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.token_files import FORMAT, format_of, open_manifest, read_manifest
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.data.waiting_ranks import check_waiting_ranks
+from ds_distill.data.waiting_ranks import check_waiting_ranks, corpus_bytes
 from ds_distill.data.words import find_words
 from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
@@ -124,7 +124,7 @@ def prepare_run_tokens(
                     remedy += f", or resume with the text of that run: --tokens {folder} instead of --corpus"
                 differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
                 raise UserError(f"{bound} holds another run ({differences}): {remedy}")
-        size = sum(piece.size for piece in pieces)
+        size = corpus_bytes(pieces)
         check_waiting_ranks(corpus, size, len(set(hosts)), len(hosts), tokenizer_folder, recipe, option)
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
 
