@@ -10,6 +10,7 @@
 #   ./launch.sh --nnodes 2 --node_rank 0 --master_addr HOST …
 #                                      one node of several; under srun, mpirun and Kubeflow nothing of this is needed
 #   ./launch.sh --setup-only           the environment only; prints the path of its Python
+#   ./launch.sh --setup-only cuda      the same for nodes with GPUs, on one without, such as a login node
 #   DS_DISTILL_PYTHON=/path/python     use this Python as it is, install nothing
 #   DS_DISTILL_RANKS=n                 ranks on this machine (default: one per GPU, one on a machine without)
 #
@@ -90,6 +91,8 @@ install() {
 make_environment() {
     local stamp="$VENV/.requirements" wanted torch build=cuda
     has_driver || build=cpu
+    # CUDA's build runs on a machine without GPUs too, such as the login node of a cluster
+    if [[ "$1" == cuda || "$(head -c 5 "$stamp" 2>/dev/null)" == "cuda " ]]; then build=cuda; fi
     PY="$VENV/bin/python"
     wanted="$build $HERE $(cat "$HERE/requirements.txt" "$HERE/pyproject.toml" | cksum)"
     is_ready() { [[ -f "$stamp" && ! -e "$VENV/.installing" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; }
@@ -116,6 +119,7 @@ make_environment() {
     start_ticker "installing requirements.txt into .venv"
     torch=$(grep -oE "^torch==[^ ]+" "$HERE/requirements.txt")
     if [[ $build == cuda && -f "$stamp" && "$(<"$stamp")" == cpu* ]]; then
+        rm "$stamp"  # without torch nothing is ready, should the next step fail
         "$PY" -m pip uninstall --quiet --yes torch  # "+cpu" satisfies the pin, so pip would keep it
     fi
     if [[ $build == cpu ]] && ! quiet_pip "$torch+cpu" >/dev/null 2>&1; then
@@ -131,7 +135,7 @@ make_environment() {
     say "environment ready after ${SECONDS} s"
 }
 
-# Sets PY. An environment that is active and has DeepSpeed is taken as it is.
+# Sets PY. An environment that is active and has DeepSpeed is taken as it is. $1 is cuda where CUDA's build is asked for.
 choose_python() {
     local prefix
     if [[ -n "${DS_DISTILL_PYTHON:-}" ]]; then
@@ -143,7 +147,7 @@ choose_python() {
         PY="$prefix/bin/python"
         if [[ -n "$prefix" && "$prefix" != "$VENV" ]] && has_module "$PY" deepspeed; then return; fi
     done
-    make_environment
+    make_environment "$1"
 }
 
 main() {
@@ -159,8 +163,13 @@ main() {
         die "no Python with DeepSpeed found on $(hostname): set DS_DISTILL_PYTHON or run ./launch.sh --setup-only there"
     fi
 
-    choose_python
-    if [[ "${1:-}" == --setup-only ]]; then echo "$PY"; exit; fi
+    if [[ "${1:-}" == --setup-only ]]; then
+        [[ "${2:-cuda}" == cuda ]] || die "--setup-only $2: give nothing more, or cuda for nodes with GPUs"
+        choose_python "${2:-}"
+        echo "$PY"
+        exit
+    fi
+    choose_python ""
     has_gpu || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
     for argument in "$@"; do
         case "$argument" in -h | --help | --version) exec "$PY" "$HERE/launch.sh" "$@" ;; esac

@@ -136,6 +136,66 @@ def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path:
     assert done.returncode == 1 and not (checkout / ".venv").exists()
 
 
+@pytest.fixture
+def environment(checkout: Path, tmp_path: Path):
+    """Return what starts launch.sh with an environment that it has made and whose pip fails."""
+    (checkout / "requirements.txt").write_text("torch==2.13.0\n")
+    (checkout / "pyproject.toml").touch()
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> "$0.log"\n[ "$1" != -m ] || [ "$3" = uninstall ]\n')
+    python.chmod(0o755)
+    sums = subprocess.run(["cksum"], input="torch==2.13.0\n", capture_output=True, text=True).stdout.strip()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+
+    def start(build: str, *words: str, driver: bool = False) -> tuple[subprocess.CompletedProcess, str]:
+        stamp = checkout / ".venv" / ".requirements"
+        if build:
+            stamp.write_text(f"{build} {checkout} {sums}\n")
+        nvidia_smi = tools / "nvidia-smi"
+        nvidia_smi.touch(0o755) if driver else nvidia_smi.unlink(missing_ok=True)
+        (python.parent / "python.log").write_text("")
+        done = run(
+            [checkout / "launch.sh", "--setup-only", *words],
+            PATH=f"{tools}:{os.environ['PATH']}",
+            VIRTUAL_ENV="",
+            CONDA_PREFIX="",
+            DS_DISTILL_PYTHON="",
+        )
+        return done, (python.parent / "python.log").read_text()
+
+    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
+        pytest.skip("a machine with a driver always asks for CUDA's build")
+    return start
+
+
+def test_a_node_without_gpus_keeps_the_environment_of_one_that_has_them(environment, checkout: Path):
+    ready = f"{checkout}/.venv/bin/python\n"
+    for build, words, driver in (
+        ("cuda", (), False),
+        ("cuda", ("cuda",), False),
+        ("cuda", (), True),
+        ("cpu", (), False),
+    ):
+        done, calls = environment(build, *words, driver=driver)
+        assert (done.returncode, done.stdout) == (0, ready), done.stderr
+        assert "pip" not in calls
+
+
+@pytest.mark.parametrize("words, driver", [((), True), (("cuda",), False)])
+def test_an_environment_whose_build_could_not_be_changed_is_not_ready(environment, words, driver):
+    done, calls = environment("cpu", *words, driver=driver)
+    assert done.returncode == 1 and "the installation failed" in done.stderr and "pip uninstall" in calls
+    done, calls = environment("")
+    assert done.returncode == 1 and "the installation failed" in done.stderr, "it has no torch"
+
+
+def test_another_kind_of_environment_is_refused(environment):
+    done, calls = environment("cpu", "rocm")
+    assert done.returncode == 1 and "--setup-only rocm: give nothing more, or cuda" in done.stderr and not calls
+
+
 SHELLS = ["bash", "bash --posix", "sh", "dash", "zsh", "ksh", "mksh", "busybox sh", sys.executable]
 
 
