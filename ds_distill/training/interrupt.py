@@ -3,6 +3,7 @@
 import signal
 from types import FrameType
 
+from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.runner import Runner
 from ds_distill.utils.console import log
 
@@ -38,6 +39,8 @@ class StopRequest:
     def _request(self, signal_number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A launcher answers a lost rank with SIGTERM to the others, which are about to say why they end.
+            if kind is None or not issubclass(kind, RuntimeError) or number == signal.SIGINT or world_size() == 1:
+                signal.signal(number, handler)
