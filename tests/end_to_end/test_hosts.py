@@ -185,8 +185,9 @@ def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host,
 
 
 @pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
-def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
-    jobs = no_ssh(hosts, 29511, *arguments, "--output", tmp_path / "out")
+@pytest.mark.parametrize("start", [nodes, pytest.param(no_ssh, marks=pytest.mark.long)])
+def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path, start):
+    jobs = start(hosts, 29511, *arguments, "--output", tmp_path / "out")
     for job in jobs:
         _, errors = communicate(job, *hosts.roots)
         assert job.returncode == 0, errors[-4000:]

@@ -82,9 +82,9 @@ def undisturbed(arguments, tmp_path_factory):
 
 @pytest.mark.promise("SIGTERM to the outermost process of a job, whatever has started it, loses nothing")
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way == "deepspeed" else pytest.mark.long) for way in WAYS]
+    "way, resumes", [("deepspeed", False), *(pytest.param(way, True, marks=pytest.mark.long) for way in WAYS)]
 )
-def test_asked_to_end_at_its_outermost_process(undisturbed, arguments, tmp_path, way):
+def test_asked_to_end_at_its_outermost_process(request, arguments, tmp_path, way, resumes):
     if not shutil.which(WAYS[way][0], path=f"{ROOT}:{BIN}:/usr/bin"):
         pytest.skip(f"no {WAYS[way][0]} here (on Debian and Ubuntu: packages openmpi-bin and mpich)")
     output = tmp_path / "out"
@@ -98,12 +98,15 @@ def test_asked_to_end_at_its_outermost_process(undisturbed, arguments, tmp_path,
         assert job.returncode == 75 if way in ("launch.sh", "mpiexec") else job.returncode != 0, errors[-3000:]
         assert errors.count("the same command resumes from") == 1, errors[-3000:]
         assert "Traceback" not in errors or way == "torchrun", "torchrun's own"
-        finish(start(way, arguments, output))
+        (checkpoint,) = (output / "checkpoints").iterdir()
+        assert f"stopped at step {int(checkpoint.name.removeprefix('step-'))} of 200" in errors
+        if resumes:
+            finish(start(way, arguments, output))
+            assert_resumed_alike(output, request.getfixturevalue("undisturbed"))
     finally:
         kill_tree(job.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
-    assert_resumed_alike(output, undisturbed)
 
 
 @pytest.mark.long
