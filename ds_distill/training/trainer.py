@@ -99,9 +99,9 @@ class Trainer:
         self.state = TrainState(heldout={name: [] for name in heldout})
         self.writer = CheckpointWriter(self.engine, folder.checkpoints, self.settings.save_total_limit)
         self.saved: Saved | None = None  # the last checkpoint that was logged
-        self.waited = 0.0  # for batches, in seconds, by the end of the last step
+        self.waited = self.step_wait = 0.0  # for batches, in seconds: by the end of the last step, and in it
         self.costs: dict[str, float] = {}
-        self.rank_times, self.counted_wait = RankTimes(), 0.0
+        self.rank_times = RankTimes()
 
     def fit(self) -> dict[str, Any]:
         """Collective: train, evaluate and save as the recipe asks; return the summary.
@@ -173,8 +173,8 @@ class Trainer:
         asked += [self.writer.is_written, self.writer.has_failed]
         # a sum over ranks in which each has a place of its own shows all their values
         waits = [0.0] * torch.distributed.get_world_size()
-        waits[torch.distributed.get_rank()] = self.loader.seconds_waited - self.waited
-        self.waited = self.loader.seconds_waited
+        self.waited, self.step_wait = self.loader.seconds_waited, self.loader.seconds_waited - self.waited
+        waits[torch.distributed.get_rank()] = self.step_wait
         agreed = torch.cat([total, total.new_tensor([*asked, *waits])])
         torch.distributed.all_reduce(agreed)
         values = agreed.tolist()
@@ -198,8 +198,7 @@ class Trainer:
 
     def compare_ranks(self) -> None:
         """Collective: count this rank's own time of the step; from time to time compare it with the others'."""
-        waited, self.counted_wait = self.loader.seconds_waited - self.counted_wait, self.loader.seconds_waited
-        if figures := self.rank_times.add(self.state.step, self.step.own_time.take() + waited):
+        if figures := self.rank_times.add(self.state.step, self.step.own_time.take() + self.step_wait):
             self.metrics.log_ranks(figures, self.state.step)
 
     def evaluate(self) -> None:
