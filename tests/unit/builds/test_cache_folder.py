@@ -13,7 +13,7 @@ MOUNTS = """\
 overlay / overlay rw 0 0
 tmpfs /dev/shm tmpfs rw 0 0
 server:/export /mnt nfs4 rw,vers=4.2 0 0
-mds@tcp:/work /mnt/work lustre rw 0 0
+mds@tcp:/home /mnt/home lustre rw 0 0
 gpfs0 /gpfs gpfs rw 0 0
 sshfs /remote fuse.sshfs rw 0 0
 /dev/nvme0n1 /mnt/local\\040disk ext4 rw 0 0
@@ -25,7 +25,7 @@ sshfs /remote fuse.sshfs rw 0 0
     [
         ("/opt/.venv", False),
         ("/mnt/.venv", True),
-        ("/mnt/work/project/.venv", True),
+        ("/mnt/home/project/.venv", True),
         ("/mnt/local disk/.venv", False),
         ("/mntelsewhere", False),
         ("/gpfs/u/.venv", True),
