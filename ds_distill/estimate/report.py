@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-from ds_distill.reporting.tables import aligned, table
+from ds_distill.reporting.tables import aligned
 
 WIDTH = 80
-_PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
+_PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak")
 _UNKNOWN = "give --corpus, --tokens or training.max_tokens"
 
 
@@ -35,7 +35,6 @@ def format_plan(estimate: dict) -> str:
         ),
     }
     shown = {key: value for key, value in facts.items() if value is not None}
-    columns = {"stage": "ZeRO stage"} | dict(zip(_PARTS, _PARTS, strict=True)) | {"recipe": ""}
     sources = [f"rate: {estimate['rate_is']}"]
     if estimate["corpus"] and estimate["corpus"]["title"]:
         sources.append(f"corpus: {estimate['corpus']['source']}")
@@ -43,8 +42,7 @@ def format_plan(estimate: dict) -> str:
         [
             textwrap.fill(estimate["sentence"], WIDTH),
             _facts(shown),
-            "Estimated memory per rank in GiB; the peak is the most in use at one time, which can be less than the sum",
-            table(estimate["stages"], columns),
+            _memory(estimate["stages"]),
             *([_scaling(estimate["scaling"])] if estimate["scaling"] else []),
             "What to expect of the student\n" + _bullets(_expectations(estimate["expected_student"])),
             "Where the figures come from\n" + _bullets([*sources, *estimate["notes"]]),
@@ -58,6 +56,19 @@ def _facts(facts: dict[str, str]) -> str:
     return "\n".join(
         textwrap.fill(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent) for name, value in facts.items()
     )
+
+
+def _memory(stages: list[dict]) -> str:
+    """Return the memory of each ZeRO stage, a column each."""
+    headings = [f"ZeRO stage {row['stage']}" for row in stages]
+    cells = {part: [f"{row[part]:,.3f}" for row in stages] for part in _PARTS} | {
+        "fits": [row["fits"] for row in stages]
+    }
+    rows = [("GiB per rank", *headings)]
+    rows += [(name, *map(str.rjust, values, map(len, headings))) for name, values in cells.items()]
+    (recipe,) = (row["stage"] for row in stages if row["recipe"])
+    peak = "Estimated; the peak is the most in use at one time, which can be less than the sum."
+    return aligned(rows) + "\n\n" + textwrap.fill(f"{peak} The recipe has stage {recipe}.", WIDTH)
 
 
 def _scaling(scaling: dict) -> str:
