@@ -84,7 +84,7 @@ def test_a_job_goes_on_with_the_ranks_that_are_left(distillation, tmp_path):
     """Two agents of two ranks each; one is lost with its ranks, as a node is."""
     port = free_port()
     where = ["--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    where += ["--rdzv-conf", "join_timeout=600,last_call_timeout=20", "--local-addr", "127.0.0.1", "--max-restarts", 3]
+    where += ["--rdzv-conf", "join_timeout=600,last_call_timeout=60", "--local-addr", "127.0.0.1", "--max-restarts", 3]
     agents = [Agent(*where, *distillation) for _ in range(2)]
     try:
         wait_for(lambda: checkpoints(tmp_path / "out"), *agents)
