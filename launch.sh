@@ -67,9 +67,9 @@ stop_ticker() {
 start_ticker() {
     say "$1 ..."
     (
-        trap "exit 0" TERM
-        while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do say "  still working, ${SECONDS} s"; done
-    ) &
+        trap 'kill "$!" 2>/dev/null; exit 0' TERM  # at once: bash would hear it only after a sleep in its foreground
+        while sleep 10 >/dev/null 2>&1 & wait "$!" && kill -0 $$ 2>/dev/null; do say "  still working, ${SECONDS} s"; done
+    ) 9>&- &
     TICKER=$!
     trap stop_ticker EXIT
     trap "exit 130" INT  # pip ends by itself on Ctrl-C, after which bash would go on
