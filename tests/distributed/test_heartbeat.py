@@ -80,5 +80,7 @@ def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
         assert re.search(r"ranks 0, 2 in barrier \(torch/distributed/distributed_c10d.py, line \d+\)", message), message
 
 
+@pytest.mark.long
+@pytest.mark.promise("A slow rank is not taken for a lost one")
 def test_progress_of_one_rank_is_progress_of_the_job(ranks):
     assert not sentences(ranks(60, 24, 0, 16))

@@ -217,6 +217,7 @@ def test_two_hosts_are_asked_to_end_at_one(hosts, arguments, tmp_path, start, nu
     assert [f"step-{int(step):09}" for step in steps] == [checkpoint.name] * (start is not over_ssh)
 
 
+@pytest.mark.long
 @pytest.mark.promise(
     "A network that is cut mid-step ends the job on both hosts within a minute, one sentence each, no orphan"
 )

@@ -211,7 +211,7 @@ def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, 
 
 
 @pytest.mark.promise("SIGTERM saves and exits; the same command resumes, bit-equal")
-@pytest.mark.parametrize("precision, compiled", [("fp32", "off"), ("bf16", "on")])
+@pytest.mark.parametrize("precision, compiled", [("fp32", "off"), pytest.param("bf16", "on", marks=pytest.mark.long)])
 def test_asked_to_end(world, tmp_path, precision, compiled):
     options = [*shape(1, precision), "--training.compile", compiled]
     undisturbed = Job(world, tmp_path / "undisturbed", 2, *options)
