@@ -13,7 +13,7 @@ import sys
 from ds_distill.cli.terminal import restart_in_utf8, tolerate_broken_streams
 from ds_distill.distributed import schedulers
 from ds_distill.distributed.launch_environment import RANK_VARIABLES
-from ds_distill.distributed.nodes import Node, find_node, pop_options
+from ds_distill.distributed.nodes import Node, find_node, idle_nodes, pop_options
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 
@@ -35,6 +35,8 @@ def main(script: str) -> None:
             node = find_node(options)
         except UserError as error:
             raise SystemExit(f"launch.sh: {error}") from None
+        if node is None and (idle := idle_nodes()):
+            print(f"launch.sh: {idle}", file=sys.stderr)
         _start_launcher(script, ranks, argv, node)
         return
     if "LOCAL_SIZE" in os.environ:

@@ -4,6 +4,7 @@ This module imports nothing that takes time.
 """
 
 import os
+from collections.abc import Mapping
 
 from ds_distill.distributed import schedulers
 from ds_distill.utils.console import log
@@ -106,6 +107,14 @@ def normalize_environment(command: str) -> bool:
         settings = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
         log(f"{settings} in the environment: ignored, because {command} runs in a single process")
     return not idle
+
+
+def check_lone(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError where there is only one of the two variables that make a process one of several ranks."""
+    rank, world = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
+    if bool(rank) != bool(world) and (rank or "0", world or "1") != ("0", "1"):
+        there, lacking = (("RANK", rank), "WORLD_SIZE") if rank else (("WORLD_SIZE", world), "RANK")
+        raise UserError(f"{there[0]} = {there[1]} in the environment, but no {lacking}: {REMEDY}")
 
 
 def _check() -> None:

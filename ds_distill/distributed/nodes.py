@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ds_distill.config.unknown_keys import LAUNCHER_OPTIONS
-from ds_distill.distributed import schedulers
+from ds_distill.distributed import launch_environment, schedulers
 from ds_distill.utils.errors import UserError
 
 DEFAULT_PORT = "29500"  # torch's
@@ -65,9 +65,14 @@ def find_node(options: Mapping[str, str], environment: Mapping[str, str] = os.en
     Raises:
         UserError: A number is none, or what is known does not suffice.
     """
-    known = {**_from_environment(environment), **options}
-    count = _number(known, "nnodes", "1")
-    if count <= 1:
+    found = _from_environment(environment)
+    known = {**found, **options}
+    if not known.get("nnodes"):
+        launch_environment.check_lone(environment)
+    count = _number(options, found, "nnodes", "1")
+    if count < 1:
+        raise UserError(f"--nnodes {count}: must be at least 1")
+    if count == 1:
         if options.get("node_rank", "0") != "0":
             raise UserError(f"--node_rank {options['node_rank']}: give --nnodes, the number of nodes, too")
         return None
@@ -76,20 +81,33 @@ def find_node(options: Mapping[str, str], environment: Mapping[str, str] = os.en
             f"--nnodes {count}: give {' and '.join(f'--{name}' for name in lacking)} on each node: its number from 0, "
             "and the first node's address, the same on all"
         )
-    rank = _number(known, "node_rank", "0")
+    rank = _number(options, found, "node_rank", "0")
     if rank >= count:
         raise UserError(f"--node_rank {rank}: --nnodes {count} has the nodes 0 to {count - 1}")
-    port = _number(known, "master_port", DEFAULT_PORT)
+    port = _number(options, found, "master_port", DEFAULT_PORT)
     if not 0 < port < 65536:
         raise UserError(f"--master_port {port}: must be between 1 and 65535")
     return Node(count, rank, known["master_addr"], str(port))
+
+
+def idle_nodes(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return a sentence on the nodes of a job of Slurm that one process, which is no task of srun, leaves idle."""
+    nodes = environment.get("SLURM_JOB_NUM_NODES", "")
+    if nodes in ("", "1") or environment.get("SLURM_STEP_NUM_TASKS"):
+        return None
+    return f"1 of the {nodes} nodes of this job is used; srun --ntasks-per-node=1 ./launch.sh … starts ranks on all"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what a scheduler that started this process once per node says, under the names of the options."""
     shared = {"master_addr": environment.get("MASTER_ADDR", ""), "master_port": environment.get("MASTER_PORT", "")}
     shared = {name: value for name, value in shared.items() if value}
-    if environment.get("PET_NNODES", "").isdecimal():  # Kubeflow; torchrun reads these too
+    if ":" in environment.get("PET_NNODES", ""):
+        raise UserError(
+            f"PET_NNODES = {environment['PET_NNODES']} in the environment: launch.sh starts a fixed number of nodes; "
+            "start an elastic job with torchrun launch.sh"
+        )
+    if environment.get("PET_NNODES"):  # Kubeflow; torchrun reads these too
         found = {
             name: environment[f"PET_{name.upper()}"]
             for name in LAUNCHER_OPTIONS
@@ -111,8 +129,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
-def _number(known: Mapping[str, str], name: str, default: str) -> int:
-    value = known.get(name, default)
+def _number(options: Mapping[str, str], found: Mapping[str, str], name: str, default: str) -> int:
+    value = options.get(name) or found.get(name) or default
     if not (value.isascii() and value.isdecimal()):
-        raise UserError(f"--{name} {value}: must be a whole number")
+        where = "" if options.get(name) else ", from the environment"
+        raise UserError(f"--{name} {value}{where}: must be a whole number")
     return int(value)

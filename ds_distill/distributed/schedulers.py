@@ -39,15 +39,8 @@ class Scheduler:
     job: str
 
 
+# The innermost first: in a job of Slurm, srun starts the daemons of mpirun, whose processes inherit their variables.
 SCHEDULERS = (
-    Scheduler(
-        "srun",
-        "SLURM_PROCID",
-        "SLURM_STEP_NUM_TASKS",
-        "SLURM_LOCALID",
-        "SLURM_STEP_TASKS_PER_NODE",
-        "SLURM_JOB_ID",
-    ),
     Scheduler(
         "mpirun",
         "OMPI_COMM_WORLD_RANK",
@@ -65,6 +58,14 @@ SCHEDULERS = (
         "PMI_ID",
     ),
     Scheduler("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
+    Scheduler(
+        "srun",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_LOCALID",
+        "SLURM_STEP_TASKS_PER_NODE",
+        "SLURM_JOB_ID",
+    ),
 )
 FIRST_PORT, PORTS = 20000, 10000  # the ports at which the ranks of such jobs meet
 VARIABLES = tuple(dict.fromkeys(name for s in SCHEDULERS for name in (s.rank, s.size, s.local_rank, s.local_size)))
@@ -72,11 +73,10 @@ VARIABLES = tuple(dict.fromkeys(name for s in SCHEDULERS for name in (s.rank, s.
 
 def find_scheduler(environment: Mapping[str, str] = os.environ) -> Scheduler | None:
     """Return what has started this process as one of several, or None."""
-    for scheduler in SCHEDULERS:
-        size = environment.get(scheduler.size, "")
-        if size.isascii() and size.isdecimal() and int(size) > 1 and environment.get(scheduler.rank):
-            return scheduler
-    return None
+    found = [s for s in SCHEDULERS if environment.get(s.rank) and _is_number(environment.get(s.size, ""))]
+    # srun --mpi=pmi2 sets the rank and the size of PMI too, but no local rank
+    found.sort(key=lambda scheduler: not environment.get(scheduler.local_rank))
+    return found[0] if found and int(environment[found[0].size]) > 1 else None
 
 
 def rank_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -88,7 +88,7 @@ def rank_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str
     scheduler = find_scheduler(environment)
     if scheduler is None:
         return {}
-    step = environment.get("SLURM_STEP_ID", "")
+    step = environment.get("SLURM_STEP_ID", "") if scheduler.command == "srun" else ""
     variables = {
         "RANK": str(_number(environment, scheduler.rank, 0)),
         "WORLD_SIZE": environment[scheduler.size],
@@ -110,14 +110,15 @@ def processes_per_host(environment: Mapping[str, str] = os.environ) -> int | Non
         if not match:
             return None
         counts += [int(match[1])] * int(match[2] or 1)
-    host = int(environment.get("SLURM_NODEID", "0")) if len(counts) > 1 else 0
-    return counts[host] if host < len(counts) else None
+    host = environment.get("SLURM_NODEID", "") if len(counts) > 1 else "0"
+    return counts[int(host)] if _is_number(host) and int(host) < len(counts) else None
 
 
 def starts_nodes(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether a scheduler has started one process per host, which then starts the ranks there."""
-    if environment.get("SLURM_STEP_NUM_NODES"):
-        return environment["SLURM_STEP_NUM_NODES"] == environment.get("SLURM_STEP_NUM_TASKS")
+    scheduler = find_scheduler(environment)
+    if scheduler and scheduler.command == "srun" and environment.get("SLURM_STEP_NUM_NODES"):
+        return environment["SLURM_STEP_NUM_NODES"] == environment[scheduler.size]
     return processes_per_host(environment) == 1
 
 
@@ -154,8 +155,12 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
     )
 
 
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdecimal()
+
+
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, "")
-    if value and not (value.isascii() and value.isdecimal()):
+    if value and not _is_number(value):
         raise UserError(f"{name} = {value} in the environment: must be a whole number; unset it, or start the job anew")
     return int(value) if value else default

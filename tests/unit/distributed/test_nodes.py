@@ -2,11 +2,13 @@
 
 import pytest
 
-from ds_distill.distributed.nodes import Node, find_node, pop_options
+from ds_distill.distributed.nodes import Node, find_node, idle_nodes, pop_options
 from ds_distill.distributed.schedulers import job_port
 from ds_distill.utils.errors import UserError
 from tests.unit.distributed.test_schedulers import OPEN_MPI, SLURM
 
+SLURM_OF_ONE = SLURM | dict.fromkeys(("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_STEP_TASKS_PER_NODE"), "1")
+SLURM_OF_ONE |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 OPTIONS = {"nnodes": "2", "node_rank": "1", "master_addr": "10.0.0.1"}
 
 
@@ -47,6 +49,8 @@ def test_options_place_a_node():
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "job-0"}, None),
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "job-0"}, None),  # a rank's own
         (SLURM, None),  # each task is a rank
+        (SLURM_OF_ONE, None),
+        (SLURM_OF_ONE | OPEN_MPI, None),  # mpirun in a shell that srun has started
     ],
 )
 def test_what_starts_one_process_per_node_places_it(environment, node):
@@ -60,9 +64,33 @@ def test_what_starts_one_process_per_node_places_it(environment, node):
         ({"node_rank": "1"}, "--node_rank 1: give --nnodes"),
         (OPTIONS | {"node_rank": "2"}, "--nnodes 2 has the nodes 0 to 1"),
         (OPTIONS | {"nnodes": "two"}, "--nnodes two: must be a whole number"),
+        (OPTIONS | {"nnodes": "0"}, "--nnodes 0: must be at least 1"),
         (OPTIONS | {"master_port": "70000"}, "--master_port 70000"),
     ],
 )
 def test_a_place_that_does_not_suffice_is_told(options, words):
     with pytest.raises(UserError, match=words):
         find_node(options, {})
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"RANK": "1", "MASTER_ADDR": "h"}, "RANK = 1 in the environment, but no WORLD_SIZE"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE = 4 in the environment, but no RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "--nnodes two, from the environment: must be a whole number"),
+        ({"PET_NNODES": "2:4", "RANK": "1"}, "PET_NNODES = 2:4 .* elastic job with torchrun launch.sh"),
+    ],
+)
+def test_a_part_of_the_variables_of_a_job_never_starts_a_job_of_its_own(environment, words):
+    with pytest.raises(UserError, match=words):
+        find_node({}, environment)
+    if "PET_NNODES" not in environment:
+        assert find_node(OPTIONS, environment) == Node(2, 1, "10.0.0.1", "29500"), "options count before them"
+
+
+def test_nodes_of_a_job_that_are_left_idle_are_told():
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}  # in salloc, and in the script of sbatch
+    assert idle_nodes(job).startswith("1 of the 2 nodes of this job is used; srun --ntasks-per-node=1 ./launch.sh")
+    assert idle_nodes(SLURM | job) is None and idle_nodes({"SLURM_JOB_NUM_NODES": "1"}) is None
+    assert idle_nodes({}) is None

@@ -76,6 +76,23 @@ def test_a_process_of_mpirun_is_a_rank_where_the_first_one_can_be_found():
     assert rank_variables({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"})["RANK"] == "0"
 
 
+# mpiexec of MPICH, in a job of Slurm on two nodes: its proxy, a task of srun, hands on its own variables
+HYDRA = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+HYDRA |= {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+def test_the_innermost_launcher_counts():
+    given = {"MASTER_ADDR": "10.0.0.5"}
+    for inner, job in ((HYDRA, ""), (HYDRA | OPEN_MPI, OPEN_MPI["PMIX_NAMESPACE"])):
+        place, expected = rank_variables(inner | given), ("3", "4") if inner is HYDRA else ("1", "2")
+        assert (place["RANK"], place["WORLD_SIZE"]) == expected and place["LOCAL_RANK"] == "1"
+        assert place["MASTER_PORT"] == job_port(job), "a process beside mpirun itself is in no step"
+        assert not starts_nodes(inner)
+    assert find_scheduler(HYDRA | {"PMI_SIZE": "1", "PMI_RANK": "0", "MPI_LOCALRANKID": "0"}) is None
+    pmi2 = SLURM | {"PMI_RANK": "3", "PMI_SIZE": "4"}  # srun --mpi=pmi2
+    assert rank_variables(pmi2) == rank_variables(SLURM)
+
+
 @pytest.mark.parametrize("name", ["SLURM_LOCALID", "SLURM_PROCID"])
 def test_a_number_that_is_none_is_named(name):
     with pytest.raises(UserError, match=f"{name} = two in the environment: must be a whole number"):
