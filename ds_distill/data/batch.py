@@ -122,8 +122,15 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
     """Return the masked sequences `entries` [B], padded to the longest.
 
     An entry is a sequence's number, plus len(store) for each further copy of it.
+
+    Raises:
+        UserError: A file of the store is damaged.
     """
-    masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
+    numbers = entries % len(store)
+    masked = [
+        masker.mask(store.sequence(int(number)), epoch=epoch, block=int(entry))
+        for number, entry in zip(numbers, entries, strict=True)
+    ]
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
     input_ids, labels = (
@@ -136,6 +143,7 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
         if document_ids is not None:
             ends = ids == spec.separator  # The separator is never masked and never part of a text.
             document_ids[row, : len(ids)] = np.cumsum(ends) - ends
+    store.check_maskable(numbers, (labels != IGNORE_INDEX).sum(1), masker.masked_counts(store.maskable(numbers)))
     padded = lengths.min() < width
     return BatchArrays(
         input_ids,

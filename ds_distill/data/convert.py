@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ds_distill.data.prepare import publish
-from ds_distill.data.token_files import FORMAT, format_of, merge, open_manifest, read_manifest
+from ds_distill.data.token_files import FORMAT, format_of, merge, open_manifest
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
@@ -25,17 +25,13 @@ def convert(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds no prepared data, or a file of it is missing or cut.
     """
-    try:
-        manifest = read_manifest(folder)
-        if format_of(manifest) != FORMAT - 1:
-            return open_manifest(folder)  # which refuses what this version cannot read
-        shards = {
-            split: [shard | {"path": folder / shard["file"]} for shard in parts]
-            for split, parts in manifest["shards"].items()
-        }
-        dtype = np.dtype(manifest["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return open_manifest(folder)  # which says what is wrong with it
+    manifest = open_manifest(folder, oldest=FORMAT - 1)
+    if format_of(manifest) == FORMAT:
+        return manifest
+    shards = {
+        split: [shard | {"path": folder / shard["file"]} for shard in parts]
+        for split, parts in manifest["shards"].items()
+    }
     building = folder.parent / f".{folder.name}.converting"
     building.mkdir(exist_ok=True)
     with (building / "lock").open("w", encoding="utf-8") as lock:
@@ -49,7 +45,7 @@ def convert(folder: Path) -> dict[str, Any]:
         try:
             shutil.copytree(folder, data, symlinks=True, ignore=lambda _, names: merged.intersection(names))
             with spinner(f"merging {len(merged) // 2:,} shards"):
-                manifest |= merge(data, shards, dtype, manifest["tokenizer_fingerprint"])
+                manifest |= merge(data, shards, np.dtype(manifest["dtype"]), manifest["tokenizer_fingerprint"])
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; restore the file or prepare the corpus again") from error
         (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -102,6 +102,19 @@ class TokenDataset:
         """
         return self._lengths[np.asarray(indices)]["maskable"].astype(np.int64)
 
+    def check_maskable(self, indices: np.ndarray, found: np.ndarray, expected: np.ndarray) -> None:
+        """Raise UserError where what was found in sequences is not what their numbers of maskable tokens imply.
+
+        Every rank counts the tokens of a global batch by these numbers, and a wrong one would change the losses.
+
+        Args:
+            indices: The sequences, int64 [B].
+            found: The number of masked tokens in each, int64 [B].
+            expected: The number that `maskable` leads to, int64 [B].
+        """
+        if (wrong := np.flatnonzero(found != expected)).size:
+            raise _damaged(f"{self._flat(LENGTHS)}: damaged at sequence {int(indices[wrong[0]]):,}")
+
     def source_sizes(self) -> list[int]:
         """Return the number of sequences of each source of the corpus.
 

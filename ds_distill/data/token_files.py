@@ -39,13 +39,15 @@ _CHUNK = 2**20  # rows that are merged at once
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of prepared data; raise OSError, ValueError or KeyError where it is none."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict):
+        raise ValueError("not an object")
     if manifest.get("mode") == "grouped":  # the name of an earlier version
         manifest["mode"] = MODE_LINES
     return manifest
 
 
-def open_manifest(folder: str | Path) -> dict[str, Any]:
-    """Return the manifest of a folder that this version can read; no other file is opened.
+def open_manifest(folder: str | Path, oldest: int = FORMAT) -> dict[str, Any]:
+    """Return the manifest of a folder whose files have a format from `oldest` to today's; no other file is opened.
 
     Raises:
         UserError: If the folder holds no prepared data, or data of an earlier version.
@@ -53,14 +55,14 @@ def open_manifest(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / "manifest.json"
     try:
         manifest = read_manifest(Path(folder))
-        _ = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
+        _check_form(manifest)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: not a folder of prepared data (manifest.json is missing); prepare the corpus first"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a valid manifest of prepared data ({error}); prepare the corpus again") from error
-    if (found := format_of(manifest)) != FORMAT:
+    if not oldest <= (found := format_of(manifest)) <= FORMAT:
         remedy = (
             f"convert it by `ds-distill prepare --convert {shlex.quote(str(folder))}`"
             if found < FORMAT
@@ -70,9 +72,31 @@ def open_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_form(manifest: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError where what is needed to read a folder's files lacks or has no sense."""
+    if not np.issubdtype(np.dtype(manifest["dtype"]), np.unsignedinteger):
+        raise ValueError(f"dtype = {manifest['dtype']}")
+    numbers = [manifest["vocab_size"], manifest["sequence_length"]]
+    for split in manifest["shards"].values():
+        for shard in split:
+            Path(shard["file"])
+            numbers += [shard["sequences"], shard["tokens"]]
+            if format_of(manifest) == 1:
+                numbers.append(shard["source"])
+                _ = shard["sha256"].encode(), manifest["tokenizer_fingerprint"].encode()
+    for source in manifest["sources"]:
+        numbers += [source["sequences"][split] for split in manifest["shards"]]
+    if wrong := [number for number in [*numbers, manifest.get("format", 1)] if type(number) is not int or number < 0]:
+        raise ValueError(f"{wrong[0]!r} is no whole number from 0")
+    for split, shards in manifest["shards"].items():
+        if sum(shard["sequences"] for shard in shards) != sum(s["sequences"][split] for s in manifest["sources"]):
+            raise ValueError(f"the sources and the files have different numbers of {split} sequences")
+
+
 def format_of(manifest: dict[str, Any]) -> int:
     """Return the version of the files of a prepared folder."""
-    return int(manifest.get("format", 1))
+    found = manifest.get("format", 1)
+    return found if isinstance(found, int) else 0
 
 
 def merge(
@@ -115,7 +139,12 @@ def _merge_split(folder: Path, split: str, shards: list[dict[str, Any]], dtype: 
                     merged.append({"file": f"{split}-{len(merged):03d}", "sequences": 0, "tokens": 0})
                     ids = (folder / f"{merged[-1]['file']}.bin").open("wb")
                 _append(shard["path"].with_suffix(".bin"), ids, shard["tokens"] * dtype.itemsize)
-                _append_rows(shard["path"].with_suffix(".idx"), shard["sequences"], start, rows, lengths)
+                tokens = _append_rows(shard["path"].with_suffix(".idx"), shard["sequences"], start, rows, lengths)
+                if tokens != shard["tokens"]:
+                    raise UserError(
+                        f"{shard['path'].with_suffix('.idx')}: has sequences of {tokens:,} tokens instead of "
+                        f"{shard['tokens']:,}; remove the folder and prepare the corpus again"
+                    )
                 start += shard["tokens"]
                 for key in ("sequences", "tokens"):
                     merged[-1][key] += shard[key]
@@ -139,8 +168,9 @@ def _append(file: Path, output: BinaryIO, size: int) -> None:
             done += sent
 
 
-def _append_rows(file: Path, count: int, start: int, rows: BinaryIO, lengths: BinaryIO) -> None:
-    """Append what an index says of `count` sequences, whose ids are moved by `start`."""
+def _append_rows(file: Path, count: int, start: int, rows: BinaryIO, lengths: BinaryIO) -> int:
+    """Append what an index says of `count` sequences, whose ids are moved by `start`; return their tokens."""
+    tokens = 0
     with file.open("rb") as source:
         while count:
             index = np.fromfile(source, INDEX, min(count, _CHUNK))
@@ -158,4 +188,6 @@ def _append_rows(file: Path, count: int, start: int, rows: BinaryIO, lengths: Bi
             sizes["length"], sizes["maskable"] = index["length"], index["maskable"]
             rows.write(placed.tobytes())
             lengths.write(sizes.tobytes())
+            tokens += int(index["length"].sum())
             count -= len(index)
+    return tokens

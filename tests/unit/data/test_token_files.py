@@ -11,8 +11,10 @@ import pytest
 
 from ds_distill.cli.app import main
 from ds_distill.data import token_files
+from ds_distill.data.batch import CollateSpec, collate
 from ds_distill.data.convert import convert
 from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.masking import Masker
 from ds_distill.data.run_data import text_statistics, with_prepared_settings
 from ds_distill.data.shards import ShardWriter
 from ds_distill.recipe import Recipe
@@ -130,6 +132,48 @@ def test_a_damaged_row_is_named(tmp_path, kind):
         store.sequence(3)
 
 
+@pytest.mark.promise("A damaged token file is named, with the place")
+def test_a_damaged_number_of_maskable_tokens_is_named(tmp_path):
+    """Every rank counts a batch's tokens by these numbers, so a wrong one would change the losses without a word."""
+    make_folder(tmp_path / "d", [5])
+    file = tmp_path / "d" / "train.lengths"
+    rows = np.fromfile(file, token_files.LENGTHS)
+    rows["maskable"][3] += 30
+    rows.tofile(file)
+    store = TokenDataset.open(tmp_path / "d")
+    masker = Masker(store.token_counts, range(5), 4, VOCAB, seed=0)
+    collate(store, masker, np.array([2, 4]), 0, CollateSpec(0))
+    with pytest.raises(UserError, match="train.lengths: damaged at sequence 3; .*prepare the corpus again"):
+        collate(store, masker, np.array([2, 8]), 0, CollateSpec(0))
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("former", [False, True])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *((key, MISSING) for key in ("shards", "dtype", "vocab_size", "sequence_length", "sources")),
+        *(("shards", wrong) for wrong in (None, [], {"train": "x"}, {"train": [{}]}, {"train": [], "heldout": []})),
+        *[("dtype", "<i8"), ("vocab_size", "x"), ("sources", []), ("format", "two"), ("format", None), (None, [])],
+    ],
+)
+def test_a_manifest_without_sense_is_answered(tmp_path, key, value, former):
+    if former:
+        former_folder(tmp_path / "d")
+    else:
+        make_folder(tmp_path / "d", [5])
+    file = tmp_path / "d" / "manifest.json"
+    manifest = json.loads(file.read_text()) | {key: value} if key else value
+    if value is MISSING:
+        del manifest[key]
+    file.write_text(json.dumps(manifest))
+    for read in (TokenDataset.open, text_statistics, convert):
+        with pytest.raises(UserError, match="manifest.json: not a valid manifest .*; prepare the corpus again"):
+            read(tmp_path / "d")
+
+
 @pytest.mark.promise("A token id that is not in the vocabulary is named, with the place")
 def test_an_id_beyond_the_vocabulary_is_named(tmp_path):
     """A foreign file may have sound checksums; on a GPU such an id ends the process at some later call."""
@@ -189,16 +233,20 @@ def test_conversion_keeps_the_sequences_and_what_else_the_folder_holds(tmp_path)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "d").iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "fewer tokens"])
 def test_a_conversion_that_fails_leaves_the_folder_as_it_was(tmp_path, damage):
     entries, _ = former_folder(tmp_path / "d")
     file = entries[1]["path"].with_suffix(".bin")
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-3])
+    elif damage == "fewer tokens":
+        manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+        manifest["shards"]["train"][1]["tokens"] -= 3
+        (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
     else:
         file.unlink()
     before = sorted(path.name for path in (tmp_path / "d").iterdir())
-    with pytest.raises(UserError, match="part-1.bin: .*prepare the corpus again"):
+    with pytest.raises(UserError, match="part-1.(bin|idx): .*prepare the corpus again"):
         convert(tmp_path / "d")
     assert before == sorted(path.name for path in (tmp_path / "d").iterdir())
     with pytest.raises(UserError, match="manifest.json is missing"):
