@@ -6,7 +6,6 @@ heavy cosine loss kept more of a teacher's task scores, in less time (docs/resul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ds_distill.data.token_files import read_manifest
 from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log_once
+from ds_distill.utils.files import read_json_object
 
 FEW_TOKENS = 50_000_000  # the longest run measured had 6.5 million; between that and the paper's billions, nothing was
 BYTES_PER_TOKEN = 4.5  # of English text and its usual vocabularies
@@ -48,7 +48,7 @@ def choose_losses(
 def _read_kl_tokens(identity: Path) -> str | None:
     """Return losses.kl_tokens of the run in a folder; None where there is no run."""
     try:
-        settings = read_identity(json.loads(identity.read_text(encoding="utf-8")))
+        settings = read_identity(read_json_object(identity))
     except (OSError, ValueError):
         return None
     return settings.get("losses.kl_tokens")

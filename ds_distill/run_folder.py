@@ -1,7 +1,6 @@
 """An output folder belongs to one run, and to one job at a time; the job's first rank writes for all."""
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from ds_distill.config.renamed import read_identity
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_json
+from ds_distill.utils.files import read_json_object, write_json
 from ds_distill.utils.lease import FolderLock
 
 _locks: dict[Path, FolderLock] = {}  # those that this process holds
@@ -201,7 +200,7 @@ def _run_in(output: Path, remedy: str) -> dict | None:
     if not file.is_file() and (output / "config.json").is_file():
         raise UserError(f"{output} holds a model, not a run: {remedy}")
     try:
-        return read_identity(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        return read_identity(read_json_object(file)) if file.is_file() else None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): {remedy}") from error
 
@@ -249,7 +248,7 @@ def find_model(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        export = Path(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["export"])
+        export = Path(read_json_object(RunFolder(folder).summary)["export"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder
     ends = (folder.joinpath(*export.parts[start:]) for start in range(len(export.parts)))

@@ -13,7 +13,6 @@ own because every rank reads those of a whole global batch at each step.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from ds_distill.config.renamed import MODE_LINES
 from ds_distill.data.shards import INDEX
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import read_json_object
 
 FORMAT = 2  # version of these files; 1, which the manifest did not name, had the shards of every piece
 MAX_SHARDS = 256  # of a split
@@ -38,9 +38,7 @@ _CHUNK = 2**20  # rows that are merged at once
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of prepared data; raise OSError, ValueError or KeyError where it is none."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict):
-        raise ValueError("not an object")
+    manifest = read_json_object(folder / "manifest.json")
     if manifest.get("mode") == "grouped":  # the name of an earlier version
         manifest["mode"] = MODE_LINES
     return manifest

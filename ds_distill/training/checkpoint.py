@@ -5,7 +5,6 @@
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import zlib
@@ -22,6 +21,7 @@ from ds_distill.training.trusted import check_trusted
 from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import read_json_object
 from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
@@ -44,7 +44,7 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 def read_manifest(path: Path) -> dict:
     """Return a checkpoint's manifest; raise UserError where it has none that can be read."""
     try:
-        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return read_json_object(path / MANIFEST)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
 
@@ -129,7 +129,10 @@ def _find_corruption(path: Path) -> str | None:
 
     def look() -> str | None:
         try:
-            files = read_manifest(path)["files"]
+            manifest = read_manifest(path)
+            if lacking := [key for key in ("files", "shape", "groups") if not manifest.get(key)]:
+                return f"its {MANIFEST} has no {' and no '.join(lacking)}"
+            files = manifest["files"]
             for name in list(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]:
                 if not (path / name).is_file():
                     return f"{name} is missing"

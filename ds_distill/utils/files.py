@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ds_distill.utils.errors import UserError
 
@@ -68,6 +69,14 @@ def write_json(file: Path, value: dict) -> None:
     write_atomically(file, json_text(value, indent=2) + "\n")
 
 
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds; raise OSError or ValueError where it holds none."""
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {json.dumps(value)[:20]}, which is no JSON object")
+    return value
+
+
 class StoredSummary(dict):
     """The summary of work that was finished before, as its folder's summary.json has it."""
 
@@ -79,8 +88,8 @@ class PartSummary(dict):
 def read_summary(folder: Path) -> StoredSummary | None:
     """Return the content of folder/summary.json; None where there is none, or no JSON."""
     try:
-        return StoredSummary(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return StoredSummary(read_json_object(folder / "summary.json"))
+    except (OSError, ValueError):
         return None
 
 

@@ -53,9 +53,10 @@ class Lease(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return {"id", "host", "pid", "boot", "renewals"}; nothing of a lease that is being written."""
         try:
-            return json.loads(self.content)
+            facts = json.loads(self.content)
         except ValueError:
             return {}
+        return facts if isinstance(facts, dict) else {}
 
 
 class FolderLock:

@@ -50,3 +50,13 @@ def test_a_folder_with_a_model_is_no_place_for_a_run(tmp_path):
         check_run_identity(tmp_path, {"a": 1}, "auto")
     (tmp_path / "run.json").write_text('{"a": 1}')
     check_run_identity(tmp_path, {"a": 1}, "auto")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"run"'])
+def test_a_damaged_identity_is_answered(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with (
+        pytest.raises(UserError, match="run.json is damaged .*choose another --output"),
+        locked_run_folder_alone(tmp_path, {}),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""A conversion that does not fit on the disk is refused before it begins."""
+"""Test what is looked for before a checkpoint is loaded or converted."""
 
 import json
 import shutil
@@ -29,3 +29,22 @@ def test_a_conversion_without_room_is_refused(tmp_path, monkeypatch):
                 UserError, match=r"disk is full: converting step-000000005 .* takes 16\.2 MiB .* are free"
             ):
                 checkpoint._check_room_to_convert(path)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "[]", "null", "{}", '{"files": {}, "shape": {"ranks": 1}, "groups": [["a"]]}', '{"files": {"x": [1, 2]}}'],
+)
+def test_a_manifest_without_sense_is_damage(tmp_path, monkeypatch, manifest):
+    monkeypatch.setattr(checkpoint, "all_gather_object", lambda mine: [mine])
+    monkeypatch.setattr(checkpoint.torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(checkpoint.torch.distributed, "get_world_size", lambda: 1)
+    (tmp_path / "x").write_bytes(b"x")
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert "its manifest.json" in checkpoint._find_corruption(tmp_path)
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(
+            {"files": {"x": list(checkpoint._checksum(tmp_path / "x"))}, "shape": {"ranks": 1}, "groups": [["a"]]}
+        )
+    )
+    assert checkpoint._find_corruption(tmp_path) is None
