@@ -5,6 +5,7 @@ DeepSpeed 0.19.8 with torch 2.13 needs them all.
 
 import contextlib
 import io
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,7 +192,11 @@ def let_ranks_save(launch: Any, count: int) -> None:
         for rank in alive:
             for process in (*rank.children(recursive=True), rank):
                 process.kill()
-        if any(rank.returncode == StoppedError.STATUS for rank in ended):
+        statuses = {rank.returncode for rank in ended}
+        # before the training and after it a rank ends by SIGTERM itself: what was finished is on the disk
+        if statuses & {StoppedError.STATUS, -signal.SIGTERM}:
             raise SystemExit(StoppedError.STATUS)
+        if statuses == {0} and not alive:  # the run was complete just then
+            raise SystemExit(0)
 
     launch.terminate_process_tree = end

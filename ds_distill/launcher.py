@@ -65,8 +65,9 @@ def _silence_libraries() -> None:
 def _share_cores() -> None:
     """Share the machine's cores among its ranks; without this each would start a thread for every core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = int(os.environ.get("LOCAL_SIZE") or 0) or schedulers.processes_per_host() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    given = os.environ.get("LOCAL_SIZE", "")
+    ranks = int(given) if given.isdecimal() and given.isascii() else schedulers.processes_per_host()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (ranks or 1))))
 
 
 def _start_launcher(script: str, ranks: str, argv: list[str], node: Node | None) -> None:

@@ -142,6 +142,7 @@ def _check() -> None:
             raise UserError(
                 f"RANK = {rank} in the environment: WORLD_SIZE = {world} has ranks 0 to {world - 1}; {REMEDY}"
             )
+        _number("LOCAL_SIZE"), _number("LOCAL_WORLD_SIZE")
         for name, usual in (("LOCAL_RANK", "0"), ("MASTER_PORT", "29500")):
             if _number(name) is None:
                 os.environ[name] = usual

@@ -1,5 +1,6 @@
 """launch.sh is one file in two languages, and the requirements are pinned."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 
@@ -115,6 +118,37 @@ def test_a_task_of_a_scheduler_is_a_rank_and_one_per_node_starts_ranks(checkout:
     done = run([checkout / "launch.sh", "--nnodes=2"], **options)
     assert (done.returncode, done.stderr.count("\n"), "Traceback" in done.stderr) == (1, 1, False), done.stderr
     assert done.stderr.startswith("launch.sh: --nnodes 2: give --node_rank and --master_addr")
+
+
+@pytest.mark.parametrize(
+    "answers, status",
+    [
+        (["exit 75", "exit 75"], 75),
+        (["trap - TERM; kill $$", "trap - TERM; kill $$"], 75),  # before the training and after it
+        (["exit 0", "exit 0"], 0),  # the run was complete just then
+        (["exit 3", "exit 0"], None),  # as DeepSpeed says it
+    ],
+)
+def test_a_job_that_is_asked_to_end_has_the_status_of_its_ranks(monkeypatch, answers, status):
+    from ds_distill import deepspeed_fixes
+
+    launch = SimpleNamespace(terminate_process_tree=None)
+    deepspeed_fixes.let_ranks_save(launch, len(answers))
+    with contextlib.ExitStack() as started:
+        ranks = []
+        for answer in answers:
+            script = f"trap '{answer}' TERM; echo; while :; do sleep 0.05; done"
+            ranks.append(started.enter_context(subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)))
+            started.callback(ranks[-1].kill)
+            ranks[-1].stdout.readline()  # it listens from here on
+        children = [psutil.Process(rank.pid) for rank in ranks]
+        this = SimpleNamespace(children=lambda: children)  # which may have other children
+        own = SimpleNamespace(**vars(psutil) | {"Process": lambda: this})
+        monkeypatch.setattr(deepspeed_fixes, "psutil", own)
+        ends = contextlib.nullcontext() if status is None else pytest.raises(SystemExit)
+        with ends as end:
+            launch.terminate_process_tree(ranks[0].pid)
+        assert status is None or end.value.code == status
 
 
 def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):
