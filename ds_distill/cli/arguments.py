@@ -9,6 +9,7 @@ from typing import Any
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.remote import is_url
 from ds_distill.data.sources import check_inputs, check_weights
 from ds_distill.models.families import FAMILIES
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
@@ -155,6 +156,8 @@ def check_tokenizer_folder(path: str, option: str) -> None:
 
 def check_writable(output: str | Path) -> None:
     """Raise UserError where an output folder cannot be made or written."""
+    if is_url(output):
+        raise UserError(f"--output {output}: a URL; give a folder of this machine, and copy what is in it")
     output = Path(output)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir():

@@ -18,7 +18,7 @@ from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import Preparation
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
-from ds_distill.data.token_files import FORMAT, format_of, open_manifest, read_manifest
+from ds_distill.data.token_files import FORMAT, format_of, open_manifest
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.data.waiting_ranks import check_waiting_ranks, corpus_bytes
 from ds_distill.data.words import find_words
@@ -142,7 +142,7 @@ def _differences(
     folder: Path, corpus: list[str], tokenizer, recipe: Recipe, heldout_fraction: float | None = None
 ) -> tuple[list[str], str | None]:
     """Return in words how the settings, and how the text, differ from those of prepared data."""
-    data, manifest = recipe.data, read_manifest(folder)
+    data, manifest = recipe.data, open_manifest(folder, oldest=0)
     pieces = split_inputs(corpus, column=data.column, streaming=data.streaming)
     settings = {
         "mode": data.mode,

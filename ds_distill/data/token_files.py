@@ -59,7 +59,9 @@ def open_manifest(folder: str | Path, oldest: int = FORMAT) -> dict[str, Any]:
             f"{folder}: not a folder of prepared data (manifest.json is missing); prepare the corpus first"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a valid manifest of prepared data ({error}); prepare the corpus again") from error
+        raise UserError(
+            f"{file}: not a valid manifest of prepared data ({error}); remove the folder and prepare the corpus again"
+        ) from error
     if not oldest <= (found := format_of(manifest)) <= FORMAT:
         remedy = (
             f"convert it by `ds-distill prepare --convert {shlex.quote(str(folder))}`"

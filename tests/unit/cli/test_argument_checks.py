@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from ds_distill.cli import arguments
 from ds_distill.cli.commands import COMMANDS
+from ds_distill.utils.errors import UserError
 from tests.start import ROOT
 
 # Every path option of every command gets a path that leads nowhere; the other options get what they need.
@@ -94,3 +96,10 @@ def test_a_path_that_leads_nowhere_is_told_before_torch_is_imported(world, recor
         assert not row["torch"], where
     assert not (world / "out").exists() and not (world / "runs").exists()
     record_property("options", len(rows))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/tokens", "memory://tokens"])
+def test_an_output_that_is_a_url_makes_no_folder_of_that_name(url):
+    with pytest.raises(UserError, match=f"--output {url}: a URL; give a folder of this machine"):
+        arguments.check_writable(url)
+    arguments.check_writable("s3:tokens")

@@ -15,7 +15,7 @@ from ds_distill.data.batch import CollateSpec, collate
 from ds_distill.data.convert import convert
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
-from ds_distill.data.run_data import text_statistics, with_prepared_settings
+from ds_distill.data.run_data import is_prepared, text_statistics, with_prepared_settings
 from ds_distill.data.shards import ShardWriter
 from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
@@ -150,6 +150,11 @@ def test_a_damaged_number_of_maskable_tokens_is_named(tmp_path):
 MISSING = object()
 
 
+def is_text_of(folder):
+    """Ask whether a folder has the tokens of a text, as `prepare` does before it begins."""
+    return is_prepared(folder, [], None, Recipe())
+
+
 @pytest.mark.parametrize("former", [False, True])
 @pytest.mark.parametrize(
     "key, value",
@@ -169,8 +174,8 @@ def test_a_manifest_without_sense_is_answered(tmp_path, key, value, former):
     if value is MISSING:
         del manifest[key]
     file.write_text(json.dumps(manifest))
-    for read in (TokenDataset.open, text_statistics, convert):
-        with pytest.raises(UserError, match="manifest.json: not a valid manifest .*; prepare the corpus again"):
+    for read in (TokenDataset.open, text_statistics, convert, is_text_of):
+        with pytest.raises(UserError, match="manifest.json: not a valid manifest .*; remove the folder and prepare"):
             read(tmp_path / "d")
 
 
