@@ -1,5 +1,6 @@
 """The files in examples/ that a user copies to a cluster are valid, and say what this program takes."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -63,6 +64,25 @@ def test_a_run_that_has_saved_is_started_again():
     ]
     assert codes == [[StoppedError.STATUS]]
     assert f"status == {StoppedError.STATUS}" in (EXAMPLES / "slurm.sbatch").read_text()
+
+
+def test_losses_in_a_row_are_counted_and_not_requests_to_end(tmp_path):
+    tools = {"srun": "exit $STATUS", "scontrol": 'echo "$*"'}
+    for name, line in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    place = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "1"}
+    place |= {"SLURM_RESTART_COUNT": "99", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def again(status: int) -> bool:
+        done = subprocess.run(
+            ["bash", EXAMPLES / "slurm.sbatch"], env=place | {"STATUS": str(status)}, capture_output=True, text=True
+        )
+        assert done.returncode == status and done.stderr == "" and done.stdout in ("", "requeue 7\n")
+        return bool(done.stdout)
+
+    assert all(again(status) for status in (75, 3, 143, 3, 3, 75, 3, 3, 3, 3, 137)) and not again(3)
+    assert not any(again(status) for status in (0, 1, 2)) and not list(tmp_path.glob("*.losses"))
 
 
 def test_the_image_copies_what_there_is():
