@@ -25,8 +25,8 @@ LOOK = 1.0  # seconds between two looks for the parent
 
 def main() -> None:
     """Make batches until the last step, an error, or the end of the parent."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # Both may reach all processes; the parent answers them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # They may reach all processes; the parent answers them.
     link, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     parent = os.getppid()
     try:

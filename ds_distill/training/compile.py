@@ -19,6 +19,7 @@ from ds_distill.losses.terms import MatchedLoss
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
+from ds_distill.training.interrupt import blocked_signals
 from ds_distill.utils.console import log
 
 # Compiling pays where it saves more than this many seconds. On two CPU cores the blocks and the
@@ -43,7 +44,8 @@ def compile_unavailable_reason() -> str | None:
     try:
         for file in remove_partial_libraries():
             log(f"{file}: was left half-written by a killed process, and is compiled again")
-        with torch.no_grad():
+        # torch.compile starts the threads and processes here that will run its compilers
+        with blocked_signals(), torch.no_grad():
             torch.compile(lambda x: (x + 1).sum())(
                 torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu")
             )

@@ -1,6 +1,8 @@
 """Requests to end a run: signals, and the end of the command that started it."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 from ds_distill.distributed.launch_environment import world_size
@@ -11,11 +13,27 @@ from ds_distill.utils.console import log
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Block the signals in this thread, and in the threads and processes that it starts, which keep it so.
+
+    A terminal and Slurm signal all processes of a job. A compiler that ends by one is an error of torch.compile, which
+    would end the run before it can save.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # a handler is called now for what is pending
+
+
 class StopRequest:
     """While it is entered, a signal asks for a save and an exit, instead of ending the process.
 
     So does the end of DeepSpeed's command, which passes no signal on. Ranks agree on it by a flag in
     each step's all-reduce.
+
+    The signals are blocked in this thread, as in `blocked_signals`.
     """
 
     def __init__(self) -> None:
@@ -30,16 +48,19 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether this rank was asked to end the run."""
-        return self._asked or self._runner.has_ended
+        return self._asked or not signal.sigpending().isdisjoint(SIGNALS) or self._runner.has_ended
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
+        self._blocked = blocked_signals()
+        self._blocked.__enter__()
         return self
 
     def _request(self, signal_number: int, frame: FrameType | None) -> None:
         self._asked = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._blocked.__exit__(None, None, None)
         for number, handler in self._before.items():
             # A launcher answers a lost rank with SIGTERM to the others, which are about to say why they end.
             if kind is None or not issubclass(kind, RuntimeError) or number == signal.SIGINT or world_size() == 1:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.patience import communicate
-from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
+from tests.start import ROOT, Process, ds_distill, environment_of, start_ranks, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +286,26 @@ def test_ctrl_c(endless):
     (message,) = one.end()
     step = int(re.search(r"stopped at step (\d+) of", message)[1])
     assert one.newest == step and "the same command resumes" in message
+
+
+@pytest.mark.long
+@pytest.mark.promise("Ctrl-C or SIGTERM to every process while torch.compile runs: saved, one sentence")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["INT", "TERM", "USR1"])
+def test_signals_while_compilers_run(run, tmp_path, number):
+    output, cache = tmp_path / "run", tmp_path / "cache"
+    one = Process(
+        *("ds_distill", *run[1], "--output", output, "--training.compile", "on"), TORCHINDUCTOR_CACHE_DIR=str(cache)
+    )
+
+    def compiles() -> bool:
+        names = [process.name() for process in psutil.Process(one.pid).children(recursive=True)]
+        return (output / "tensorboard").is_dir() and "cc1plus" in names
+
+    wait_for(compiles, one)
+    os.killpg(one.pid, number)
+    done = one.wait()
+    assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "stopped at step" in done.stderr
 
 
 @pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")

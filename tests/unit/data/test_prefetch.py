@@ -116,7 +116,7 @@ def test_a_killed_process_is_told_in_one_sentence():
     steps = order(make_store()).prefetch(0, 10**9, process=True)
     next(steps)
     (worker,) = workers()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the run answers these; it needs batches until it has saved
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the run answers, and needs batches until then
         worker.send_signal(number)
     for _ in itertools.islice(steps, 10):
         pass

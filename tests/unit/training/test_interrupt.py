@@ -1,10 +1,12 @@
 """Test the requests to end a run."""
 
 import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ds_distill.training.interrupt import SIGNALS, StopRequest
+from ds_distill.training.interrupt import SIGNALS, StopRequest, blocked_signals
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +24,26 @@ def test_a_signal_asks_and_afterwards_ends_the_process_again(handlers, number):
         signal.raise_signal(number)
         assert stop.requested
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def start_compiler(pool: ThreadPoolExecutor) -> subprocess.Popen:
+    return pool.submit(subprocess.Popen, ["sh", "-c", "read line; exit 7"], stdin=subprocess.PIPE).result()
+
+
+def test_signals_to_all_processes_end_no_compiler(handlers):
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with ThreadPoolExecutor(1) as early, ThreadPoolExecutor(1) as late:
+        with blocked_signals():
+            early.submit(int).result()  # torch.compile starts its threads when it is tried out
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+        with StopRequest():
+            compilers = [start_compiler(pool) for pool in (early, late)]
+            for compiler in compilers:
+                for number in SIGNALS:
+                    compiler.send_signal(number)
+                compiler.communicate(b"done\n")
+    assert [compiler.returncode for compiler in compilers] == [7, 7]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
 @pytest.mark.parametrize(
