@@ -61,6 +61,26 @@ def test_tensorboard_hides_the_steps_after_the_checkpoint(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(i, i / 4) for i in range(12)]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_run_continues_without_tensorboard_where_its_disk_is_full(tmp_path, capfd):
+    folder = RunFolder(tmp_path / "run")
+    trackers = Trackers(["tensorboard"], folder, 0, CONFIG)
+    (events,) = folder.tensorboard.iterdir()
+    events.unlink()
+    events.symlink_to("/dev/full")
+    train(trackers, range(100))
+    trackers.close(finished=True)
+    errors = capfd.readouterr().err
+    assert errors.count("No space left on device; the run continues without tensorboard") == 1
+    assert "Traceback" not in errors
+    broken = RunFolder(tmp_path / "other")
+    broken.path.mkdir()
+    broken.tensorboard.write_text("")
+    with Trackers(["tensorboard"], broken, 0, CONFIG) as trackers:
+        train(trackers, range(3))
+    assert "the run continues without tensorboard" in capfd.readouterr().err
+
+
 def test_no_tracker_writes_nothing(tmp_path):
     with Trackers([], RunFolder(tmp_path), 0, CONFIG) as trackers:
         train(trackers, range(3))
