@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -21,7 +22,7 @@ from ds_distill.training.trusted import check_trusted
 from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import read_json_object
+from ds_distill.utils.files import read_json_object, remove
 from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
@@ -34,11 +35,13 @@ CHUNK = 2**24
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the published checkpoints in `folder`, by optimizer step, oldest first."""
-    return {
+    found = {
         int(path.name.removeprefix("step-")): path
-        for path in sorted(folder.glob("step-*"))
-        if path.name.removeprefix("step-").isdecimal()
+        for path in folder.glob("step-*")
+        # a link that leads nowhere is a checkpoint that is missing
+        if path.name.removeprefix("step-").isdecimal() and not path.is_file()
     }
+    return dict(sorted(found.items()))
 
 
 def read_manifest(path: Path) -> dict:
@@ -164,18 +167,20 @@ def resume(engine: Engine, folder: Path) -> dict | None:
         problem = _find_corruption(path)
         if problem is None:
             return load(engine, path)
-        aside = path.with_name(f"damaged-{path.name}")
-        if torch.distributed.get_rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)  # it must not count as one of the checkpoints to keep
-            log(f"checkpoint {path.name} is damaged ({problem}): moved to {aside}; resuming from the one before")
-        torch.distributed.barrier()
+        run_on_rank0(functools.partial(_set_aside, path, problem))
     if problem:
         raise UserError(
             f"{folder}: every checkpoint is damaged ({problem}); restore one from a copy, or choose another "
             "--output to start over"
         )
     return None
+
+
+def _set_aside(path: Path, problem: str) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    remove(aside)
+    os.replace(path, aside)  # it must not count as one of the checkpoints to keep
+    log(f"checkpoint {path.name} is damaged ({problem}): moved to {aside}; resuming from the one before")
 
 
 def load(engine: Engine, path: Path) -> dict:
@@ -235,7 +240,7 @@ def _load_converted(engine: Engine, path: Path) -> tuple:
     converted = path.with_name(".universal")
 
     def convert() -> None:
-        shutil.rmtree(converted, ignore_errors=True)
+        remove(converted)
         _check_room_to_convert(path)
         with explain_disk_full(path.parent):
             make_universal(path, converted)
@@ -243,9 +248,10 @@ def _load_converted(engine: Engine, path: Path) -> tuple:
     run_on_rank0(convert)
     engine.deepspeed._config.load_universal_checkpoint = True
     try:
-        return _load(engine, converted)
+        loaded = _load(engine, converted)
     finally:
         engine.deepspeed._config.load_universal_checkpoint = False
-        torch.distributed.barrier()
-        if torch.distributed.get_rank() == 0:
-            shutil.rmtree(converted, ignore_errors=True)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(converted, ignore_errors=True)
+    return loaded

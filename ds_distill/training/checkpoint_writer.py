@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 import time
 import zlib
@@ -22,7 +21,7 @@ import safetensors.torch
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from ds_distill.distributed.process_group import all_gather_object, broadcast_object
+from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.training.checkpoint import (
     CHUNK,
     FROZEN,
@@ -34,7 +33,9 @@ from ds_distill.training.checkpoint import (
 )
 from ds_distill.training.engine import Engine
 from ds_distill.training.trusted import close_to_others
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import remove
 from ds_distill.utils.progress import note_progress
 from ds_distill.utils.resources import explain_disk_full
 
@@ -157,9 +158,12 @@ class CheckpointWriter:
         self.wait()
         self._began = time.perf_counter()
         partial = self.folder / ".partial"
-        if self._is_first:
-            shutil.rmtree(partial, ignore_errors=True)
+
+        def make_partial() -> None:
+            remove(partial)
             partial.mkdir(parents=True)
+
+        run_on_rank0(make_partial)
         check_room(self.engine, self.folder)
         with explain_disk_full(self.folder):
             self.engine.deepspeed.save_checkpoint(
@@ -198,7 +202,7 @@ class CheckpointWriter:
             return
         outcomes = all_gather_object(_outcome(self._writing))
         error, self._writing = self._writing.exception(), None
-        _raise(error, [problem for problem, _ in outcomes])
+        self._raise(error, [problem for problem, _ in outcomes])
         files = {name: facts for _, part in outcomes for name, facts in part.items()}
         self._publishing = _in_background(lambda: self._publish(files) if self._is_first else None)
 
@@ -220,8 +224,20 @@ class CheckpointWriter:
         error = self._publishing.exception()
         if problem:
             self._publishing = None
-        _raise(error, [problem])
+        self._raise(error, [problem])
         return self.published()
+
+    def _raise(self, error: BaseException | None, problems: list[str | None]) -> None:
+        """Raise this rank's error where it is no UserError, else the first rank's problem as one.
+
+        What has been written of the checkpoint is removed: other files may lack its room.
+        """
+        if self._is_first and any(problems):
+            _remove_surplus(self.folder / ".partial")
+        if error is not None and not isinstance(error, UserError):
+            raise error
+        for problem in filter(None, problems):
+            raise UserError(problem)
 
     def _write(self, files: dict[Path, MemoryFile]) -> Facts:
         facts = {}
@@ -241,14 +257,15 @@ class CheckpointWriter:
         for path in (partial / "state" / MANIFEST, partial / "state"):
             close_to_others(path)
         _sync_folder(partial / "state")
-        if final.exists():
-            shutil.rmtree(final)
+        remove(final)
         os.replace(partial / "state", final)
         _sync_folder(self.folder)  # the rename itself must survive a power cut
         seconds = time.perf_counter() - self._began
-        shutil.rmtree(partial)  # DeepSpeed leaves its conversion script in it
-        for old in list(list_checkpoints(self.folder).values())[: -self.keep]:
-            shutil.rmtree(old)
+        _remove_surplus(partial)  # DeepSpeed leaves its conversion script in it
+        # a checkpoint that somebody has moved elsewhere and linked to stays
+        own = [path for path in list_checkpoints(self.folder).values() if not path.is_symlink()]
+        for old in own[: -self.keep]:
+            _remove_surplus(old)
         return Saved(final, step, sum(size for size, _ in files.values()), seconds)
 
 
@@ -283,12 +300,12 @@ def _outcome(job: Future) -> tuple[str | None, Any]:
     return str(error) if isinstance(error, UserError) else f"rank {rank} could not write a checkpoint: {error!r}", {}
 
 
-def _raise(error: BaseException | None, problems: list[str | None]) -> None:
-    """Raise this rank's error where it is no UserError, else the first rank's problem as one."""
-    if error is not None and not isinstance(error, UserError):
-        raise error
-    for problem in filter(None, problems):
-        raise UserError(problem)
+def _remove_surplus(path: Path) -> None:
+    """Remove what is not needed any more, or report that it stays: the run goes on."""
+    try:
+        remove(path)
+    except OSError as error:
+        log(f"{error.filename or path}: {error.strerror}; {path} is not needed any more, and is left")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,6 +17,14 @@ def write_atomically(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to), or a folder with all that is in it; nothing may be there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 def copy_within(source: Path, target: Path, root: Path) -> None:
     """Copy a file, or a folder with all that is in it, into what may be published.
 

@@ -1,4 +1,4 @@
-"""Save on several ranks: first a rank's disk is full while it writes, then none is.
+"""Save on several ranks: first there is no place, then a rank's disk is full while it writes, then none is.
 
 Rank 0 prints a JSON line with what each rank was told, and what was published.
 """
@@ -14,7 +14,6 @@ import torch
 from ds_distill.distributed.process_group import all_gather_object, start_distributed
 from ds_distill.losses.objective import Objective
 from ds_distill.recipe import Losses, Training
-from ds_distill.training import checkpoint
 from ds_distill.training.checkpoint_writer import CheckpointWriter, MemoryFile
 from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError
@@ -44,6 +43,14 @@ def main() -> None:
     device = torch.device("cpu")
     engine = Engine(objective, settings, accumulation=1, total_steps=1, device=device, dtype=torch.float32)
     writer, told = CheckpointWriter(engine, folder, keep=2), []
+    if rank == 0:
+        folder.write_text("")  # nothing can be made in a file
+    try:
+        writer.begin(1, {})
+    except UserError as error:
+        told.append(str(error))
+    if rank == 0:
+        folder.unlink()
     for broken in range(world):
         full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
         with mock.patch.object(MemoryFile, "move_to", full if rank == broken else MemoryFile.move_to):
@@ -52,7 +59,7 @@ def main() -> None:
                 train(writer, lambda: False)
             except UserError as error:
                 told.append(str(error))
-    nothing = not checkpoint.list_checkpoints(folder)
+    nothing = not list(folder.iterdir())
     own: list[str] = []
     move = MemoryFile.move_to
 
@@ -71,7 +78,7 @@ def main() -> None:
         result = {"told": told, "nothing": nothing, "wrote": wrote, "published": saved.path.name, "bytes": saved.bytes}
         print(json.dumps(result | {"state": sorted(path.name for path in saved.path.iterdir())}))
     else:
-        assert saved is None and len(told) == world
+        assert saved is None and len(told) == world + 1
     engine.destroy()
 
 

@@ -31,6 +31,14 @@ def test_a_conversion_without_room_is_refused(tmp_path, monkeypatch):
                 checkpoint._check_room_to_convert(path)
 
 
+def test_checkpoints_are_listed_by_step(tmp_path):
+    for name in ("step-1000000000", "step-000000020", "step-3", "step-000000030.bak"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-000000040").write_text("a note")
+    (tmp_path / "step-000000050").symlink_to("nowhere")  # its disk is not there: never start over silently
+    assert list(checkpoint.list_checkpoints(tmp_path)) == [3, 20, 50, 10**9]
+
+
 @pytest.mark.parametrize(
     "manifest",
     ["", "[]", "null", "{}", '{"files": {}, "shape": {"ranks": 1}, "groups": [["a"]]}', '{"files": {"x": [1, 2]}}'],

@@ -1,5 +1,6 @@
 """What is written later is what was there when it was saved, byte for byte, with its checksum."""
 
+import errno
 import os
 import zlib
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from ds_distill.training import checkpoint_writer
-from ds_distill.training.checkpoint_writer import MemoryCheckpointEngine, MemoryFile
+from ds_distill.training.checkpoint_writer import CheckpointWriter, MemoryCheckpointEngine, MemoryFile
 
 CONFIG = SimpleNamespace(checkpoint_config={"checkpoint_serialization": True})
 
@@ -53,3 +54,25 @@ def test_an_error_in_the_background_is_the_callers():
     job = checkpoint_writer._in_background(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         job.result()
+
+
+def test_what_cannot_be_removed_does_not_end_a_run_and_links_stay(tmp_path, monkeypatch, capsys):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    for path in (*(folder / f"step-00000000{step}" for step in (2, 3, 4)), elsewhere, folder / ".partial" / "state"):
+        path.mkdir(parents=True)
+    (folder / "step-000000001").symlink_to(elsewhere)
+    (folder / "step-000000009").write_text("a note")
+    remove = checkpoint_writer.remove
+
+    def held(path):
+        if path.name.endswith("2"):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path)
+
+    monkeypatch.setattr(checkpoint_writer, "remove", held)
+    writer = CheckpointWriter.__new__(CheckpointWriter)
+    writer.folder, writer.keep, writer._began, writer._manifest = folder, 2, 0.0, {"step": 5}
+    assert writer._publish({}).step == 5
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == [f"step-00000000{step}" for step in (1, 2, 4, 5, 9)] and elsewhere.is_dir()
+    assert "step-000000002: Directory not empty" in capsys.readouterr().err
