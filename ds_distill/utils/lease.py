@@ -39,6 +39,14 @@ def boot_id() -> str:
         return socket.gethostname()
 
 
+def pid_namespace() -> str:
+    """Return what tells the numbers of this process's container from those of other containers of the machine."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 class Lease(NamedTuple):
     """A lease as it stands in its file.
 
@@ -51,7 +59,7 @@ class Lease(NamedTuple):
     content: bytes
 
     def facts(self) -> dict[str, Any]:
-        """Return {"id", "host", "pid", "boot", "renewals"}; nothing of a lease that is being written."""
+        """Return the values that `FolderLock` has written; nothing of a lease that is being written."""
         try:
             facts = json.loads(self.content)
         except ValueError:
@@ -118,8 +126,8 @@ class FolderLock:
         elif before is None:
             if flock_works:
                 self._refuse(file, before)
-        elif before.facts().get("boot") == boot_id():
-            if flock_works or _is_alive(before.facts().get("pid")):
+        elif before.facts().get("boot") == boot_id() and (flock_works or _is_visible(before.facts())):
+            if flock_works or _is_alive(before.facts()):
                 self._refuse(file, before)
         elif not self._outlasts(before, file):
             file.close()
@@ -205,6 +213,7 @@ class FolderLock:
 
     def _content(self) -> bytes:
         facts = {"id": self.id, "host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
+        facts |= {"started": _start_of(os.getpid()), "pids": pid_namespace()}
         return json.dumps(facts | {"renewals": f"{self._renewals:012d}"}).encode()
 
     def _is_mine(self) -> bool:
@@ -241,11 +250,27 @@ class FolderLock:
         )
 
 
-def _is_alive(pid: int | None) -> bool:
+def _is_visible(facts: dict[str, Any]) -> bool:
+    """Return whether a holder on this machine is in this process's container, where its number means the same."""
+    return facts.get("pids", pid_namespace()) == pid_namespace()
+
+
+def _is_alive(facts: dict[str, Any]) -> bool:
+    """Return whether a holder in this container lives. Its number may be another process's since it ended."""
+    pid = facts.get("pid") or 0
     try:
-        os.kill(pid or 0, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    return _start_of(pid) in (None, facts.get("started", _start_of(pid)))
+
+
+def _start_of(pid: int) -> int | None:
+    """Return when a process was started, in clock ticks of this machine; None where that cannot be seen."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(stat.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

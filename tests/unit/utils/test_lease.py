@@ -3,6 +3,7 @@
 A machine is a boot id here. A process that is stopped holds its flock for ever, as a dead host does over NFSv3.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -114,7 +115,7 @@ def test_of_many_takers_one_wins(hold, tmp_path):
     assert leases(tmp_path) == [".lease-000002"]
 
 
-def test_without_flock_the_lease_alone_decides(tmp_path, monkeypatch):
+def test_without_flock_the_lease_alone_decides(tmp_path, monkeypatch, capsys):
     import errno
     import fcntl
 
@@ -138,3 +139,15 @@ def test_without_flock_the_lease_alone_decides(tmp_path, monkeypatch):
     (tmp_path / ".lease-000004").write_bytes(content)
     with lease.FolderLock(tmp_path, RENEW):
         assert leases(tmp_path) == [".lease-000005"]
+    # nor does one whose number another process has now, as after a container's restart
+    facts = json.loads(lock._content())
+    (tmp_path / ".lease-000006").write_text(json.dumps(facts | {"started": facts["started"] - 1}))
+    with lease.FolderLock(tmp_path, RENEW):
+        assert leases(tmp_path) == [".lease-000007"]
+    # in another container the number says nothing, and the lease decides
+    monkeypatch.setattr(lease, "pid_namespace", lambda: "another")
+    for pid in (os.getpid(), gone.pid):
+        (tmp_path / ".lease-000008").write_text(json.dumps(facts | {"pid": pid}))
+        with lease.FolderLock(tmp_path, RENEW, 0.1):
+            assert leases(tmp_path) == [".lease-000009"]
+    assert capsys.readouterr().err.count("takes over its lock") == 2
