@@ -171,7 +171,7 @@ def _bind(
     lock.callback(_locks.pop, output)
     if first:
         first()
-    before = _run_in(output, remedy)
+    before = run_in(output, remedy)
     if before is None:
         write_json(RunFolder(output).identity, identity)
         return
@@ -188,13 +188,13 @@ def check_run_identity(output: Path, identity: dict, resume: str) -> None:
 
     `locked_run_folder` would find the same later.
     """
-    before = _run_in(output, "choose another --output")
+    before = run_in(output, "choose another --output")
     if before is not None:
         known = {key: before.get(key) for key in identity} | _grown(before, identity)
         _check_same(output, known, identity, resume, "choose another --output")
 
 
-def _run_in(output: Path, remedy: str) -> dict | None:
+def run_in(output: Path, remedy: str) -> dict | None:
     """Return the identity of the run in a folder, if there is one."""
     file = RunFolder(output).identity
     if not file.is_file() and (output / "config.json").is_file():

@@ -1,6 +1,5 @@
 """The job of exporting a run's checkpoint."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -11,7 +10,7 @@ from ds_distill.exporters.huggingface import export
 from ds_distill.models.student import count_parameters
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
-from ds_distill.run_folder import RunFolder
+from ds_distill.run_folder import RunFolder, run_in
 from ds_distill.training import checkpoint
 from ds_distill.training.weights import load_checkpoint_weights
 from ds_distill.utils.errors import UserError
@@ -30,14 +29,14 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     """
     folder = RunFolder(run)
     checkpoints = checkpoint.list_checkpoints(folder.checkpoints)
-    if not checkpoints or not folder.has_model():
+    identity = run_in(run, "restore it from a copy") if checkpoints and folder.has_model() else None
+    if identity is None:
         raise UserError(f"--run {run}: no run with a checkpoint there; give the --output folder of distill or pretrain")
     step = max(checkpoints) if step is None else step
     if step not in checkpoints:
         raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(checkpoints)))}")
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder.model))
     weights = load_checkpoint_weights(checkpoints[step], model)
-    identity = json.loads(folder.identity.read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(
         f"{run.resolve().name}, step {step}",

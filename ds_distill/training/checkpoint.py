@@ -45,11 +45,14 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def read_manifest(path: Path) -> dict:
-    """Return a checkpoint's manifest; raise UserError where it has none that can be read."""
+    """Return a checkpoint's manifest; raise UserError where it has none that can be read, or one that lacks a part."""
     try:
-        return read_json_object(path / MANIFEST)
+        manifest = read_json_object(path / MANIFEST)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
+    if lacking := [key for key in ("files", "shape", "groups") if not manifest.get(key)]:
+        raise UserError(f"{path}: its {MANIFEST} has no {' and no '.join(lacking)}")
+    return manifest
 
 
 def shape_of(engine: Engine) -> dict:
@@ -127,27 +130,26 @@ def _checksum(file: Path) -> tuple[int, int]:
     return size, crc
 
 
-def _find_corruption(path: Path) -> str | None:
-    """Collective: return what is wrong with a checkpoint's files, or None; the ranks share the reading."""
+def find_damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """Return what is wrong with a checkpoint's manifest or with this rank's share of its files, or None."""
+    try:
+        files = read_manifest(path)["files"]
+        for name in list(files)[rank::world]:
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if list(_checksum(path / name)) != files[name]:
+                return f"{name} does not have the checksum that it was written with"
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
-    def look() -> str | None:
-        try:
-            manifest = read_manifest(path)
-            if lacking := [key for key in ("files", "shape", "groups") if not manifest.get(key)]:
-                return f"its {MANIFEST} has no {' and no '.join(lacking)}"
-            files = manifest["files"]
-            for name in list(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]:
-                if not (path / name).is_file():
-                    return f"{name} is missing"
-                if list(_checksum(path / name)) != files[name]:
-                    return f"{name} does not have the checksum that it was written with"
-        except UserError as error:
-            return str(error)
-        except OSError as error:
-            return f"{error.filename}: {error.strerror}"
-        return None
 
-    return next((problem for problem in all_gather_object(look()) if problem), None)
+def _find_damage_together(path: Path) -> str | None:
+    """Collective: return what is wrong with a checkpoint, or None; the ranks share the reading."""
+    mine = find_damage(path, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return next((problem for problem in all_gather_object(mine) if problem), None)
 
 
 def resume(engine: Engine, folder: Path) -> dict | None:
@@ -164,7 +166,7 @@ def resume(engine: Engine, folder: Path) -> dict | None:
     checkpoints = broadcast_object(list(list_checkpoints(folder).values()))
     problem = None
     for path in reversed(checkpoints):
-        problem = _find_corruption(path)
+        problem = _find_damage_together(path)
         if problem is None:
             return load(engine, path)
         run_on_rank0(functools.partial(_set_aside, path, problem))

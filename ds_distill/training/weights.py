@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
-from ds_distill.training.checkpoint import FROZEN, read_manifest
+from ds_distill.training.checkpoint import FROZEN, find_damage, read_manifest
 from ds_distill.training.engine import Engine
 from ds_distill.training.trusted import check_trusted
 from ds_distill.utils.errors import UserError
@@ -61,9 +61,11 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
         model: A model of the class and config that was trained, for its names.
 
     Raises:
-        UserError: The folder holds no checkpoint of this model.
+        UserError: The folder holds no checkpoint of this model, or a damaged one.
     """
     check_trusted(folder)
+    if damage := find_damage(folder):
+        raise UserError(f"{folder} is damaged ({damage}); export another checkpoint, by its --step")
     states = sorted(folder.glob("*model_states.pt"))
     if not states:
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
