@@ -130,7 +130,10 @@ class _Worker:
         status = self._process.wait()
         if status >= 0:
             return RuntimeError(f"the process that makes the batches ended with status {status}; see its message above")
-        why = ", probably because memory ran out" if status == -signal.SIGKILL else ""
+        why = {
+            -signal.SIGKILL: ", probably because memory ran out",
+            -signal.SIGBUS: ", because a file of the prepared tokens was cut or its file system failed",
+        }.get(status, "")
         return UserError(
             f"the process that makes the batches was ended by {signal.Signals(-status).name}{why}; the same command "
             "resumes from the last checkpoint"

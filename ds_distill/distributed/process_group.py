@@ -20,7 +20,7 @@ from ds_distill.distributed.code_version import check_same_code, describe_code
 from ds_distill.distributed.heartbeat import Heartbeat
 from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import UserError, get_message
 from ds_distill.utils.open_files import allow_open_files
 
 _heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has several ranks
@@ -145,13 +145,8 @@ def run_on_rank0(job: Callable[[], object]) -> None:
     if is_first():
         try:
             job()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = (
-                f"{error.filename or 'the output folder'}: {error.strerror or error}; "
-                "choose another --output, or free some space"
-            )
+        except (UserError, OSError) as error:
+            problem = get_message(error, "the output folder", "choose another --output, or free some space")
         except Exception as error:
             problem, failure = f"the first rank failed: {error!r}", error
     problem = broadcast_object(problem)

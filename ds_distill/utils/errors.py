@@ -24,13 +24,19 @@ class RankError(UserError):
     """A mistake that this rank alone has found before it joined the others, so that it must report it itself."""
 
 
-def get_message(error: UserError | OSError) -> str:
-    """Return the message of an error; a full or read-only disk is the user's to correct too."""
-    return (
-        str(error)
-        if isinstance(error, UserError)
-        else f"{error.filename or 'input or output'}: {error.strerror or error}"
-    )
+def get_message(error: UserError | OSError, place: str = "input or output", remedy: str = "") -> str:
+    """Return the message of an error; a full or read-only disk is the user's to correct too.
+
+    Args:
+        error: The error.
+        place: What to name where the error of the system names no file.
+        remedy: What helps against an error of the system, unless it is no matter of the file.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "raise the limit with ulimit -n"
+    return "; ".join(filter(None, (f"{error.filename or place}: {error.strerror or error}", remedy)))
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -91,6 +91,16 @@ def test_a_sequence_longer_than_the_manifest_says_is_an_error():
         take(order(store, batch=8, micro=8, document_masking=True), 0, 1, process=True)
 
 
+def test_files_that_are_cut_while_they_are_read_are_named():
+    store = make_store()
+    steps = order(store).prefetch(0, 10**9, process=True)
+    next(steps)
+    for file in store.path.glob("*.bin"):
+        os.truncate(file, 0)
+    with pytest.raises(UserError, match="ended by SIGBUS, because a file of the prepared tokens was cut"):
+        list(steps)
+
+
 @BOTH
 def test_closing_stops_what_makes_batches(process):
     loader = order(make_store())
