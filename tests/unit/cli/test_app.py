@@ -125,6 +125,22 @@ def said_by(capsys, *words) -> str:
     return last.removeprefix("ds-distill: ")
 
 
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        ("[x/pair.cc:552] Connection closed by peer [10.0.0.2]:4321", 3),  # gloo's, of a rank or a network that is lost
+        ("ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 0", 2),
+    ],
+)
+def test_only_what_may_succeed_again_has_the_status_of_a_loss(monkeypatch, tmp_path, error, status):
+    def fail(_):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(cli.COMMANDS["run"], "run", fail)
+    monkeypatch.setattr(cli, "report_failure", lambda failure: None)
+    assert cli.main(["run", "--output", str(tmp_path)]) == status
+
+
 def test_without_a_word_it_says_what_to_type_first(capsys):
     assert cli.main([]) == 2
     out, err = capsys.readouterr()
