@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -112,11 +113,15 @@ class Trainer:
         """
         resumed = self.restore()
         log_header(overview(self))
-        self.metrics = Metrics(self.recipe, self.folder, self.state, self.total_steps, self.title, self.device)
         self.saving = saving(self.settings, self.total_steps)
         self.evaluating = evaluating(self.settings, self.total_steps)
         on_gpu = self.device.type == "cuda"
-        with self.metrics, StopRequest() as stop:
+        # all ranks hear signals before a first file shows that the run has begun; trackers may upload after that
+        with contextlib.ExitStack() as shown, StopRequest() as stop:
+            torch.distributed.barrier()
+            self.metrics = shown.enter_context(
+                Metrics(self.recipe, self.folder, self.state, self.total_steps, self.title, self.device)
+            )
             if not resumed or self.state.step == self.total_steps:
                 self.evaluate()  # a finished run is evaluated on texts that are new to it
             for step, batches, counts in self.loader.prefetch(

@@ -219,7 +219,6 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
     job = Job(world, tmp_path / "asked", 2, *options, "--training.save_every", 1000)
     ranks = job.start()
     wait_for((job.output / "tensorboard").is_dir, *ranks)
-    time.sleep(0.5)
     ranks[1].signal(signal.SIGTERM)  # one rank is enough
     results = [rank.wait() for rank in ranks]
     assert [done.returncode for done in results] == [75, 75]
