@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
-from ds_distill.losses.terms import make_matches
+from ds_distill.losses.terms import MatchedLoss, make_matches
 from ds_distill.models.families import get_family
-from ds_distill.models.intermediates import run_encoder
+from ds_distill.models.intermediates import Site, run_encoder
 from ds_distill.models.teacher import Targets
 from ds_distill.recipe import Losses
 
@@ -33,6 +33,7 @@ class Objective(nn.Module):
             those of `losses.terms.make_matches`. Everything that reports losses takes their names
             and their order from here.
         teacher_sites: What the teacher must record.
+        divided_sites: Of these, the ones whose standard deviations `divide_by` must be given.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Objective(nn.Module):
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
+        divided = (match.divided for _, match in self._matches if isinstance(match, MatchedLoss))
+        self.divided_sites = frozenset[Site]().union(*divided)
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites = tuple(dict.fromkeys(teacher for _, teacher in sites))
 
@@ -106,6 +109,7 @@ class Objective(nn.Module):
         targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         mode: Literal["train", "evaluate"] = "train",
     ) -> tuple[Tensor, Tensor]:
         """Return (loss, sums).
@@ -125,6 +129,7 @@ class Objective(nn.Module):
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
+            document_ids: [B, L] int, for a batch whose documents do not see each other; else None.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
         if mode == "evaluate":
@@ -156,10 +161,16 @@ class Objective(nn.Module):
         sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
         for name, match in self._matches:
             assert targets is not None  # checked above
-            matched = match(states, targets.states, token_mask)
+            matched = match(states, targets.states, token_mask, document_ids)
             loss = loss + matched * factors[name]
             sums.append(matched.detach())
         return loss, torch.stack(sums)
+
+    def divide_by(self, deviations: Mapping[Site, Tensor]) -> None:
+        """Have hidden states divided by these standard deviations [H], by the teacher's site."""
+        for _, match in self._matches:
+            if isinstance(match, MatchedLoss):
+                match.deviations = {site: deviations[site] for site in match.divided}
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0
