@@ -45,7 +45,7 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
     run.eval()
     moments = []
     # the last batch is smaller and not worth compiling anew
-    with torch.no_grad(), _eager():
+    with torch.no_grad(), without_compilation():
         for batch in batches:
             batch = batch.to(device)
             _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
@@ -81,7 +81,7 @@ def _sum_over_ranks(moments: list[Tensor], device: torch.device) -> Tensor:
     return total
 
 
-def _eager() -> AbstractContextManager:
+def without_compilation() -> AbstractContextManager:
     """Keep what is compiled from being used; where torch._dynamo, which takes seconds, is not loaded, nothing is."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
