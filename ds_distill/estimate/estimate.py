@@ -17,6 +17,7 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
 from ds_distill.estimate.known_models import KnownModel
+from ds_distill.estimate.matches import match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
@@ -94,6 +95,9 @@ class Estimator:
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
+        self.matches = match_cost(
+            recipe.losses, student_config, config, self.layer_map, self.length, self.teacher_dtype.itemsize
+        )
         self.activations = activation_bytes_fit(
             self.student,
             self.length,
@@ -132,6 +136,7 @@ class Estimator:
             activations=first_sequence + per_sequence * (micro_batch_size - 1),
             device=self.device.type,
         )
+        need = replace(need, loss=need.loss + self.matches.bytes * micro_batch_size * self.length)
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
@@ -167,6 +172,7 @@ class Estimator:
         if self.uses_teacher:
             teacher.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
             frozen = Teacher(teacher)
+        objective.divide_by({site: torch.ones(1, device=self.device) for site in objective.divided_sites})
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(
             self.student.config.vocab_size // 2,
@@ -186,6 +192,12 @@ class Estimator:
         return ids.numel() / (time.perf_counter() - began)
 
     @property
+    def flops_per_token(self) -> float:
+        """The floating-point operations per token of a training step."""
+        teacher = self.teacher.config if self.uses_teacher else None
+        return flops_per_token(teacher, self.student.config, self.length, self.projected) + self.matches.flops
+
+    @property
     def projected(self) -> float:
         """The share of positions that the heads run on: on a GPU all, on a CPU those that a loss needs."""
         return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
@@ -198,9 +210,7 @@ class Estimator:
         share = self.projected
         passes = ((teacher, int(self.uses_teacher)), (student, 3))
         work = Work(
-            flops=flops_per_token(
-                self.teacher.config if self.uses_teacher else None, self.student.config, self.length, share
-            ),
+            flops=self.flops_per_token,
             logits=self.student.config.vocab_size * share * (1.0 if self.uses_teacher else 0.5),
             layers=sum(dims.depth * times for dims, times in passes),
             hidden=sum(dims.depth * dims.width * times for dims, times in passes),

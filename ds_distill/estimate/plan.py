@@ -11,7 +11,6 @@ from ds_distill.data.shares import Shares
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import HEADROOM, Estimator
-from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.hardware import (
     CPU_LONG,
     CPU_SHORT,
@@ -112,12 +111,7 @@ def plan(
     if scaling and speed.kind != "given" and ranks > NODE:
         speed = _less_network(speed, scaling(ranks).tokens_per_second, network)
     rate = speed.tokens_per_second
-    flops = flops_per_token(
-        estimator.teacher.config if estimator.uses_teacher else None,
-        estimator.student.config,
-        estimator.length,
-        estimator.projected,
-    )
+    flops = estimator.flops_per_token
     hours = total_tokens / rate / 3600 if total_tokens else None
     price_source = "given" if price else device.price_source if device else None
     price = price or (device.price if device else None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ds_distill.models.families import get_family
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from ds_distill.models.intermediates import Site
@@ -29,7 +30,7 @@ class Recorder:
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[Site]):
-        """Prepare the model; hooks stay on it, so that code compiled with them remains valid.
+        """Prepare the model; hooks stay on it, so that code that is compiled with them remains valid.
 
         Args:
             model: The model.
@@ -53,18 +54,22 @@ class Recorder:
 
 
 class _Slot:
-    """Where a hook puts the output of a module."""
+    """Where a hook puts the output of a module.
 
-    def __init__(self, module: nn.Module):
+    Attributes:
+        output: What the module returned, or None.
+        records: Whether the hook puts it here: not in the backward pass, where gradient checkpointing computes layers
+            again.
+    """
+
+    def __init__(self) -> None:
         self.output: Tensor | None = None
-        self.records = False  # not in the backward pass, where gradient checkpointing computes layers again
-        # The hook comes after those of ZeRO-3, so that what it sees has passed through the operation that gathers
-        # the module's weights for its backward.
-        module.register_forward_hook(self._keep)
+        self.records = False
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self.records:
-            self.output = output
+
+def _keep(module: Any, inputs: Any, output: Tensor) -> None:
+    if module.recording_slot.records:
+        module.recording_slot.output = output
 
 
 def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
@@ -75,9 +80,12 @@ def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
     module = layer.get_submodule(family.projections[PROJECTIONS.index(site.quantity)])
     slot = vars(module).get("recording_slot")
     if slot is None:
-        slot = module.recording_slot = _Slot(module)
-        if layer._compiled_call_impl is not None and "torch._dynamo" in sys.modules:
-            import torch
-
-            torch.compiler.reset()  # compiled code does not look for hooks that came after it
+        slot = module.recording_slot = _Slot()
+        # It comes after the hooks of ZeRO-3, so that what it sees has passed through the operation that gathers the
+        # module's weights for its backward.
+        module.register_forward_hook(_keep)
+        if layer._compiled_call_impl is not None:
+            # By default compiled code does not look for hooks, so that of one layer would serve all others.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            torch.compiler.reset()
     return slot
