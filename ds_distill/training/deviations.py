@@ -17,6 +17,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.intermediates import Site
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.evaluation import without_compilation
+from ds_distill.utils.console import progress
 
 TOKENS = 16_384  # enough for deviations within a few percent
 SEQUENCES = 8  # that the teacher reads at a time, whatever the run's micro-batch is
@@ -68,7 +69,8 @@ def measure_deviations(
     """
     sites = tuple(sites)
     moments: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    with without_compilation():  # for this shape of batches it would not pay
+    # compiling for this shape of batches would not pay
+    with without_compilation(), progress(None, "teacher's deviations", "batch") as bar:
         for batch in _first_batches(loader.alone(SEQUENCES)):
             batch = batch.to(device)
             states = teacher.targets(batch.input_ids, batch.attention_mask, None, sites).states
@@ -77,6 +79,7 @@ def measure_deviations(
                 real = (states[site].flatten(0, 1) if counted is None else states[site][counted]).double()
                 ones = real.new_full((real.shape[1],), float(len(real)))
                 moments[site].append(torch.stack([ones, real.sum(0), real.square().sum(0)]))
+            bar.update()
     deviations = {}
     for site, parts in moments.items():
         count, total, squares = torch.stack(parts).sum(0)
