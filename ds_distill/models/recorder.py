@@ -84,8 +84,8 @@ def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
         # It comes after the hooks of ZeRO-3, so that what it sees has passed through the operation that gathers the
         # module's weights for its backward.
         module.register_forward_hook(_keep)
-        if layer._compiled_call_impl is not None:
-            # By default compiled code does not look for hooks, so that of one layer would serve all others.
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
-            torch.compiler.reset()
+    if layer._compiled_call_impl is not None and torch._dynamo.config.skip_nnmodule_hook_guards:
+        # By default compiled code does not look for hooks, so that of one layer would serve all others.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
     return slot

@@ -20,7 +20,7 @@ from ds_distill.training.evaluation import without_compilation
 from ds_distill.utils.console import progress
 
 TOKENS = 16_384  # enough for deviations within a few percent
-SEQUENCES = 8  # that the teacher reads at a time, whatever the run's micro-batch is
+BATCH_TOKENS = 2_048  # that the teacher reads at a time, whatever the run's micro-batch is
 # A deviation is at least this share of the mean over dimensions, so that one that hardly varies does not decide.
 SMALLEST = 0.01
 
@@ -71,7 +71,7 @@ def measure_deviations(
     moments: dict[Site, list[Tensor]] = {site: [] for site in sites}
     # compiling for this shape of batches would not pay
     with without_compilation(), progress(None, "teacher's deviations", "batch") as bar:
-        for batch in _first_batches(loader.alone(SEQUENCES)):
+        for batch in _first_batches(loader):
             batch = batch.to(device)
             states = teacher.targets(batch.input_ids, batch.attention_mask, None, sites).states
             counted = _counted(batch)
@@ -92,8 +92,9 @@ def measure_deviations(
 
 
 def _first_batches(loader: BatchLoader) -> Iterator[Batch]:
-    """Yield the first batches of a run until they have enough tokens."""
+    """Yield the first sequences of a run in batches, until they have enough tokens."""
     tokens = 0
+    loader = loader.alone(max(1, BATCH_TOKENS // loader.store.manifest["sequence_length"]))
     for step in itertools.count():
         for batch in loader.micro_batches(step):
             yield batch
