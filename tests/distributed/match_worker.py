@@ -29,7 +29,7 @@ from tests.distributed.step_worker import GLOBAL, batches, random_bert, relative
 RELATION = Match("relation", layers="last", weight=2.0)
 MATCHES = [
     Match("relation", of=["query", "value", "query_key"], layers=[(0, 1), (1, 2)], heads=8, weight=2.0),
-    Match("attention", layers="uniform", weight=0.5),
+    Match("attention", layers="uniform", weight=0.05),
     Match("mse", of=["embeddings", "hidden"], layers="span_ends", weight=3.0, normalize=True),
     Match("cosine", weight=4.0),
 ]
@@ -62,7 +62,7 @@ def plain_loss(objective: Objective, teacher: Teacher, batch: Batch, alone: bool
     total = 2.0 * sum(relation(a, b, low, high, 8) for a, b in pairs for low, high in ((0, 1), (1, 2)))
     for low, high in ((0, 1), (1, 3)):
         vectors = [(states["query"][layer], states["key"][layer]) for states, layer in ((own, low), (wanted, high))]
-        total = total + 0.5 * attention_loss(*vectors, 4, real, documents)
+        total = total + 0.05 * attention_loss(*vectors, 4, real, documents)
     mse, cosine = (objective.matches[name].projection for name in ("mse", "cosine"))
     for site, (low, high) in {
         Site("embeddings", 0): (0, 0),
@@ -93,7 +93,11 @@ def narrow_student(bert):
 
 def run_case(what: dict, rank: int, world: int) -> None:
     alone = what.get("alone", False)
-    teacher = Teacher(random_bert())
+    bert = random_bert()
+    for name, parameter in bert.named_parameters():
+        if ".self." in name:  # sharp relations: at a KL of 0.001 nats fp32's own rounding would be the difference
+            parameter.data.mul_(3)
+    teacher = Teacher(bert)
     student = narrow_student(teacher.model)
     losses = Losses(0.0, 0.0 if alone else 1.0, 0.0, match=[RELATION] if alone else MATCHES)
     batch = whole_batch()
