@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ds_distill.losses.relations import attention_score_mse, relation_kl
+from ds_distill.losses.relations import attention_score_mse, ensemble_relation_kl
 from ds_distill.models.intermediates import Site
 from ds_distill.recipe import Match, Quantity
 
@@ -29,8 +29,12 @@ class RelationLoss(nn.Module):
     The vectors of all attention heads, side by side, are divided anew into relation heads, so the models
     may have any numbers of attention heads and any widths.
 
+    Relations are distributions, so those of several teachers, of any widths that the heads divide, have a mean.
+
     Source: Wang et al. 2021 (MiniLMv2), section 3.1.
     """
+
+    averages_teachers = True
 
     def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
         """Make the term.
@@ -46,7 +50,13 @@ class RelationLoss(nn.Module):
         self.sites = _sites(self.relations, self.pairs)
 
     def forward(
-        self, student: States, teacher: States, token_mask: Tensor | None, document_ids: Tensor | None = None
+        self,
+        student: States,
+        teacher: States,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None = None,
+        others: Sequence[States] = (),
+        weights: Sequence[float] | None = None,
     ) -> Tensor:
         """Return the KL divergence in nats, summed over pairs, relations and tokens, as a mean over heads, in fp32.
 
@@ -55,18 +65,20 @@ class RelationLoss(nn.Module):
             teacher: The teacher's.
             token_mask: [B, L] bool, False for padding; None where all tokens are real.
             document_ids: [B, L] int, where tokens see their own document only; else None.
+            others: Those of further teachers, by the first one's sites.
+            weights: The weight of each teacher, the first one's first; None weighs all alike.
         """
         own = {site: _split(student[site], self.heads) for site, _ in self.sites}
-        wanted = {site: _split(teacher[site], self.heads) for _, site in self.sites}
+        wanted = [{site: _split(states[site], self.heads) for _, site in self.sites} for states in (teacher, *others)]
         total = []
         for low, high in self.pairs:
             for a, b in self.relations:  # a self-relation is known by its two arguments being one tensor
                 total.append(
-                    relation_kl(
+                    ensemble_relation_kl(
                         own[Site(a, low)],
                         own[Site(b, low)],
-                        wanted[Site(a, high)],
-                        wanted[Site(b, high)],
+                        [(vectors[Site(a, high)], vectors[Site(b, high)]) for vectors in wanted],
+                        weights,
                         token_mask=token_mask,
                         document_ids=document_ids,
                     )
@@ -81,6 +93,8 @@ class AttentionLoss(nn.Module):
 
     Source: Jiao et al. 2020 (TinyBERT), section 3.1, equation 7.
     """
+
+    averages_teachers = False
 
     def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
         """Make the term.

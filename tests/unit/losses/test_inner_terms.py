@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from benchmarks.reference.closed_form import relative
+from benchmarks.reference.closed_form import relation_kl, relative
 from benchmarks.reference.matching import attention_loss, hidden_loss, inner_states, relation_loss
 from ds_distill.data.batch import Batch, TokenCounts
+from ds_distill.losses.head_terms import RelationLoss
 from ds_distill.losses.layer_pairs import resolve_pairs
 from ds_distill.losses.match_checks import check_match, resolve_heads
 from ds_distill.losses.objective import Objective
@@ -157,6 +158,25 @@ def test_a_student_that_is_its_teacher_has_no_loss():
     targets = teacher.targets(ids, mask, sites=objective.teacher_sites)
     _, sums = objective(ids, mask, torch.full_like(ids, -100), TokenCounts(1, 1), targets)
     assert sums[1:].abs().max() < 1e-9
+
+
+def test_relations_of_several_teachers_are_averaged_as_distributions():
+    """The teachers' widths differ from each other and from the student's."""
+    generator, mask = torch.Generator().manual_seed(1), padding_mask()
+    match = RelationLoss(Match("relation", of=["value", "query_key"]), [(0, 1)], heads=4)
+    own, *teachers = (
+        {Site(name, layer): torch.randn(*mask.shape, width, generator=generator) for name in ("query", "key", "value")}
+        for layer, width in ((0, 16), (1, 24), (1, 8))
+    )
+    found = match(own, teachers[0], mask, None, teachers[1:], [3.0, 1.0])
+    heads = [
+        {site: x.unflatten(-1, (4, -1)).transpose(1, 2) for site, x in states.items()} for states in (own, *teachers)
+    ]
+    expected = 0.0
+    for a, b in (("value", "value"), ("query", "key")):
+        student, *pairs = ((states[Site(a, i)], states[Site(b, i)]) for states, i in zip(heads, (0, 1, 1), strict=True))
+        expected += relation_kl(student, pairs, [0.75, 0.25], mask)[0].item() / 4
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("make", FAMILIES)
