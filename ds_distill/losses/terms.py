@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -19,7 +19,13 @@ class MatchedLoss(nn.Module):
 
     Where the widths of student and teacher differ, it compares a learned projection of the student's
     quantities. The projection is trained and checkpointed, but is no part of the model.
+
+    Attributes:
+        averages_teachers: Whether the term is over the mean of several teachers, whose states it then needs; else it
+            is over the first one's.
     """
+
+    averages_teachers = False
 
     def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], student_width: int, teacher_width: int):
         """Make the term.
@@ -84,6 +90,15 @@ def make_matches(
         pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
         matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
     return matches
+
+
+def teacher_sites(matches: Iterable[MatchedLoss]) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """Return (what terms need of the teacher, what of that they need of further teachers too)."""
+    of_all = [(site, match.averages_teachers) for match in matches for _, site in match.sites]
+    return (
+        tuple(dict.fromkeys(site for site, _ in of_all)),
+        tuple(dict.fromkeys(site for site, averaged in of_all if averaged)),
+    )
 
 
 def resolve_pairs(

@@ -35,13 +35,13 @@ def run_encoder(
     cu_seqlens: Tensor | None = None,
     sites: Sequence[Site] = (),
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Run the encoder of a masked-LM model; return (its last hidden state [B, L, H], what the sites ask for).
+    """Run the encoder of a model; return (its last hidden state [B, L, H], what the sites ask for).
 
     Sites within the encoder make transformers return every layer's hidden states. Autograd keeps
     these in any case.
 
     Args:
-        model: The masked-LM model.
+        model: A masked-LM model or a bare encoder.
         input_ids: [B, L] int.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real.
         cu_seqlens: As in data.batch, for models.attention; or None.

@@ -71,7 +71,7 @@ def test_memory_of_a_step_is_what_an_h100_took():
     for step in (parts["step_128"], parts["large"]):
         training = Training(global_batch_size=step["sequences"], micro_batch_size=step["sequences"])
         recipe = Recipe(data=Data(sequence_length=step["length"]), training=training)
-        estimator = Estimator(recipe, find_known_model("bert-base-uncased"), DEVICES["h100"])
+        estimator = Estimator(recipe, [find_known_model("bert-base-uncased")], DEVICES["h100"])
         need = estimator.memory(step["sequences"], step["zero"], 1)
         assert (need.activations + need.loss) / 1e6 == pytest.approx(step["peak_mb_per_step"]["engine"], rel=0.04)
 
@@ -148,11 +148,11 @@ def test_memory_is_what_a_container_allows(monkeypatch):
 def test_a_plan_for_nothing_is_refused(key, value):
     given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
     with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):
-        plan(Recipe(), "T", None, **given)
+        plan(Recipe(), ["T"], None, **given)
 
 
 def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
     tiny_bert(4).config.save_pretrained(tmp_path)
     recipe = Recipe(student=Student(init_layers=[0, 9]), data=Data(sequence_length=16))
     with pytest.raises(UserError, match=r"student.init_layers\[1\] = 9: the teacher has 4 layers"):
-        plan(recipe, find_model_folder(str(tmp_path)), None, 1, None, 1000.0)
+        plan(recipe, [find_model_folder(str(tmp_path))], None, 1, None, 1000.0)
