@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -118,7 +118,7 @@ def _make_card(source: ExportModel, name: str) -> str:
     if metadata and (
         source.head != "encoder" or (MADE_WITH in card and metadata.get("pipeline_tag") == PIPELINES["encoder"])
     ):
-        entries = {"base_model": named[0]} if named else {}
+        entries: dict[str, Any] = {"base_model": named[0]} if named else {}
         entries |= {"tags": list(dict.fromkeys([*metadata.get("tags", []), *tags]))} if tags else {}
         return set_metadata(card, **entries) if entries else card
     origin = provenance.from_model(source.folder)

@@ -128,7 +128,7 @@ def model_card(
         pooler: Whether transformers adds a pooler to such an encoder unless it is told not to.
     """
     origin = origin or Provenance()
-    figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
     positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
     embeds = ["sentence-transformers"] if origin.sentence_transformers else []

@@ -22,10 +22,13 @@ def overview(trainer: Trainer) -> dict[str, str]:
     loader, done = trainer.loader, trainer.state.step
     manifest = loader.store.manifest
     teachers = trainer.teacher.models if trainer.teacher else ()
-    lines_of_models = {
-        f"teacher {number}" if len(teachers) > 1 else "teacher": _describe(model)
-        for number, model in enumerate(teachers, 1)
-    }
+    lines_of_models = {"teacher": _describe(teachers[0])} if teachers else {}
+    if len(teachers) > 1:
+        weights = trainer.objective.losses.weights_of_teachers(len(teachers))
+        lines_of_models = {
+            f"teacher {number}": f"{_describe(model)}; weight {weight:.3g}"
+            for number, (model, weight) in enumerate(zip(teachers, weights, strict=True), 1)
+        }
     lines_of_models["student" if teachers else "model"] = _describe(trainer.objective.model)
     precision = _name(trainer.dtype)
     if teachers and (frozen := _name(next(teachers[0].parameters()).dtype)) != precision:
