@@ -120,7 +120,7 @@ class Losses:
         return bool(self.kl or self.cosine or self.match)
 
     @property
-    def need_head(self) -> bool:
+    def need_vocabulary(self) -> bool:
         """Whether a term is over the vocabulary, so that the student has a masked-LM head."""
         return bool(self.kl or self.mlm)
 

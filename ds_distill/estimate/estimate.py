@@ -127,7 +127,7 @@ class Estimator:
                 model = new_model(config, head=bool(losses.kl)).float().eval()
                 sites = self.sites if not teachers else counterparts(self.averaged, self.configs[0], config)
                 teachers.append(needed_part(model, sites, head=bool(losses.kl)) if self.uses_teacher else model)
-            student_model = new_model(student, head=losses.need_head, attn_implementation="sdpa").float().train()
+            student_model = new_model(student, head=losses.need_vocabulary, attn_implementation="sdpa").float().train()
         if self.recipe.training.gradient_checkpointing:
             student_model.gradient_checkpointing_enable()
         return teachers, student_model
@@ -206,7 +206,7 @@ class Estimator:
     @property
     def projected(self) -> float:
         """The share of positions that the student's head runs on: on a GPU all, on a CPU those that a loss needs."""
-        if not self.recipe.losses.need_head:
+        if not self.recipe.losses.need_vocabulary:
             return 0.0
         return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
 

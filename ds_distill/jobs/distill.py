@@ -70,8 +70,8 @@ def distill(
     inputs = {"data": store.manifest["fingerprint"], "teacher": prints}
     start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
     if start:
-        inputs["student.from"] = weights_fingerprint(load_start(start, head=losses.need_head))[:16]
-    if not losses.need_head:
+        inputs["student.from"] = weights_fingerprint(load_start(start, head=losses.need_vocabulary))[:16]
+    if not losses.need_vocabulary:
         inputs["student.head"] = "none"  # earlier versions kept one that no term trained
     with locked_run_folder(
         output,
@@ -82,11 +82,13 @@ def distill(
         if finished := finished_before(folder, recipe, loader, held):
             return finished
         t = recipe.training
-        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=losses.need_head)
+        student = build_student(
+            source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=losses.need_vocabulary
+        )
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
             log(f"student: a copy of {start.name}")
-        elif losses.need_head and not get_family(source).has_head(source):
+        elif losses.need_vocabulary and not get_family(source).has_head(source):
             log(f"student: {first.name} has no masked-LM head, so the student's is a new one")
         origin = provenance.from_models(
             [teacher.path for teacher in teachers],
@@ -101,7 +103,7 @@ def distill(
         frozen = None
         teacher_figures: dict[str, float | None] = {}
         # a teacher without the head that the student has cannot be measured as the student is
-        measured = losses.need_teacher and losses.need_head and all(get_family(x).has_head(x) for x in sources)
+        measured = losses.need_teacher and losses.need_vocabulary and all(get_family(x).has_head(x) for x in sources)
         if losses.need_teacher:
             teacher_figures["parameters"] = sum(map(count_parameters, sources))
             teacher_figures["forward_mflops_per_token"] = sum(forward_mflops(model, store) for model in sources)
@@ -128,5 +130,6 @@ def distill(
             origin,
             teacher=heldout_of_teacher,
             layer_map=layer_map,
-            teacher_folder=str(first.path),
+            # a report finds the run of the teacher, where it is one, by this
+            **({"teacher_folder": str(first.path)} if len(teachers) == 1 else {}),
         )

@@ -52,7 +52,7 @@ def check_teachers_fit(
     if recipe.student.from_ is not None:
         start = find_start(recipe.student.from_).check_files()
         check_reads_tokens(start, recipe, tokens, tokenizer or first.path)
-        load_start(start, head=recipe.losses.need_head, hollow=True)
+        load_start(start, head=recipe.losses.need_vocabulary, hollow=True)
 
 
 def check_teachers_complete(teachers: Sequence[ModelFolder], recipe: Recipe) -> None:
@@ -63,10 +63,10 @@ def check_teachers_complete(teachers: Sequence[ModelFolder], recipe: Recipe) -> 
     losses, student = recipe.losses, recipe.student
     for number, teacher in enumerate(teachers):
         model = load_teacher(teacher, logits=bool(losses.kl))
-        if number == 0 and losses.need_head and student.from_ is None and student.init_layers != "random":
+        if number == 0 and losses.need_vocabulary and student.from_ is None and student.init_layers != "random":
             check_tied(model)  # the student starts from its word embeddings
     if student.from_ is not None:
-        load_start(find_start(student.from_), head=losses.need_head)
+        load_start(find_start(student.from_), head=losses.need_vocabulary)
 
 
 def check_one_vocabulary(teachers: Sequence[ModelFolder], logits: bool) -> None:

@@ -368,7 +368,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
             student, losses = recipe.student, recipe.losses
-            recipes[student.from_, student.init_layers == "random", bool(losses.kl), losses.need_head] = recipe
+            recipes[student.from_, student.init_layers == "random", bool(losses.kl), losses.need_vocabulary] = recipe
         for recipe in recipes.values():  # those that ask for the same weights need one look
             check_teachers_complete(teachers, recipe)
 

@@ -65,7 +65,7 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     """Return how many of `tokens` are projected on the vocabulary for a loss."""
-    if not recipe.losses.need_head:
+    if not recipe.losses.need_vocabulary:
         return 0.0
     taught = taught and bool(recipe.losses.kl)
     return tokens if taught and recipe.losses.kl_tokens == "all" else tokens * recipe.data.mlm_probability

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_distill.estimate.estimate import Estimator
-from ds_distill.estimate.flops import flops_per_token
+from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import DEVICES, H100_SMALL
 from ds_distill.estimate.known_models import find_known_model
 from ds_distill.estimate.memory import activation_bytes, activation_bytes_fit, estimate_memory
@@ -17,7 +17,7 @@ from ds_distill.estimate.plan import plan
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
-from ds_distill.recipe import Data, Recipe, Student, Training
+from ds_distill.recipe import Data, Losses, Match, Recipe, Student, Training
 from ds_distill.training.trainer import explain_training_memory
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
@@ -74,6 +74,25 @@ def test_memory_of_a_step_is_what_an_h100_took():
         estimator = Estimator(recipe, [find_known_model("bert-base-uncased")], DEVICES["h100"])
         need = estimator.memory(step["sequences"], step["zero"], 1)
         assert (need.activations + need.loss) / 1e6 == pytest.approx(step["peak_mb_per_step"]["engine"], rel=0.04)
+
+
+def test_only_what_runs_of_the_teachers_counts():
+    """A bare encoder up to the highest layer that is compared; of several teachers all, and their joined decoders."""
+    data, bert, small = Data(sequence_length=128), "bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"
+    whole, other = find_known_model(bert), find_known_model(small)
+    within = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[Match("mse", layers=[[5, 8]])])
+    bare = Estimator(Recipe(data=data, losses=within), [whole], DEVICES["h100"])
+    width, layer = 768, 4 * 768**2 + 2 * 768 * 3072
+    forward = 2.0 * (layer + 2 * 128 * width)  # a layer's products, and its scores and values, per token
+    assert bare.flops == pytest.approx((9 + 3 * 6) * forward) and bare.projected == 0
+    biases = 9 * width + 3072  # of the linear layers and norms
+    embeddings = (30_522 + 512 + 2 + 2) * width
+    assert bare.teacher_bytes == 2 * (embeddings + 9 * (layer + biases))
+    one = Estimator(Recipe(data=data), [whole], DEVICES["h100"])
+    two = Estimator(Recipe(data=data), [whole, other], DEVICES["h100"])
+    joined = 30_522 * (768 + 384)
+    assert two.teacher_bytes == one.teacher_bytes + 2 * (22_744_506 + joined)
+    assert two.flops == one.flops + forward_flops_per_token(other.config, 128)
 
 
 def test_memory_by_stage_is_the_papers_arithmetic():
