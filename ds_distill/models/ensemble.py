@@ -93,5 +93,6 @@ def counterparts(sites: Sequence[Site], first: PretrainedConfig, other: Pretrain
     found = []
     for site in sites:
         layer = site.layer if site.layer < 0 else -(-(site.layer + 1) * other_depth // depth) - 1
-        found.append(site._replace(layer=LAST if layer == other_depth - 1 else layer))
+        last = site.quantity == "hidden" and layer == other_depth - 1  # else a layer's own, also in the last one
+        found.append(site._replace(layer=LAST if last else layer))
     return tuple(found)
