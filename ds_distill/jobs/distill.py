@@ -118,7 +118,8 @@ def distill(
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
             heldout_of_teacher = evaluate_teachers(trainer, teachers) if measured else {}
-        summary["kl_tokens"] = recipe.losses.kl_tokens
+        if losses.need_vocabulary:
+            summary["kl_tokens"] = losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
         summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))
