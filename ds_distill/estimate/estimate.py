@@ -211,7 +211,7 @@ class Estimator:
         return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
 
     @property
-    def flops(self) -> float:
+    def flops_per_token(self) -> float:
         """The floating-point operations per token of a training step: the teachers' forward, and the student's step."""
         teachers = 0.0
         if self.uses_teacher:
@@ -229,7 +229,7 @@ class Estimator:
             for model, times in models
         ]
         work = Work(
-            flops=self.flops,
+            flops=self.flops_per_token,
             logits=self.student.config.vocab_size
             * self.projected
             * (1.0 if self.uses_teacher and self.recipe.losses.kl else 0.5),

@@ -111,7 +111,7 @@ def plan(
     if scaling and speed.kind != "given" and ranks > NODE:
         speed = _less_network(speed, scaling(ranks).tokens_per_second, network)
     rate = speed.tokens_per_second
-    flops, first = estimator.flops, estimator.configs[0]
+    flops, first = estimator.flops_per_token, estimator.configs[0]
     hours = total_tokens / rate / 3600 if total_tokens else None
     price_source = "given" if price else device.price_source if device else None
     price = price or (device.price if device else None)

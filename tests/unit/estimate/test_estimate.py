@@ -84,7 +84,7 @@ def test_only_what_runs_of_the_teachers_counts():
     bare = Estimator(Recipe(data=data, losses=within), [whole], DEVICES["h100"])
     width, layer = 768, 4 * 768**2 + 2 * 768 * 3072
     forward = 2.0 * (layer + 2 * 128 * width)  # a layer's products, and its scores and values, per token
-    assert bare.flops == pytest.approx((9 + 3 * 6) * forward) and bare.projected == 0
+    assert bare.flops_per_token == pytest.approx((9 + 3 * 6) * forward) and bare.projected == 0
     biases = 9 * width + 3072  # of the linear layers and norms
     embeddings = (30_522 + 512 + 2 + 2) * width
     assert bare.teacher_bytes == 2 * (embeddings + 9 * (layer + biases))
@@ -92,7 +92,7 @@ def test_only_what_runs_of_the_teachers_counts():
     two = Estimator(Recipe(data=data), [whole, other], DEVICES["h100"])
     joined = 30_522 * (768 + 384)
     assert two.teacher_bytes == one.teacher_bytes + 2 * (22_744_506 + joined)
-    assert two.flops == one.flops + forward_flops_per_token(other.config, 128)
+    assert two.flops_per_token == one.flops_per_token + forward_flops_per_token(other.config, 128)
 
 
 def test_memory_by_stage_is_the_papers_arithmetic():
