@@ -109,6 +109,9 @@ def test_what_a_teacher_without_a_head_cannot_do_is_one_sentence(world, common, 
     strangers = ["--teacher", world / "teacher", others / "embedder", *BARE]
     done = ds_distill("distill", *strangers, *common, "--output", tmp_path / "run")
     assert done.returncode == 2 and "its tokenizer has the fingerprint" in done.stderr
+    idle = ["--teacher", world / "teacher", others / "wide", *BARE]
+    done = ds_distill("distill", *idle, *common, "--output", tmp_path / "run")
+    assert done.returncode == 2 and f"teacher {others / 'wide'} teaches nothing: losses.kl is 0" in done.stderr
     assert not (tmp_path / "run" / "tokens").exists()
 
 
