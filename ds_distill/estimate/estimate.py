@@ -182,7 +182,9 @@ class Estimator:
         )
         frozen: Teacher | Ensemble | None = None
         if self.uses_teacher:
-            taught = [Teacher(model.to(device=self.device, dtype=self.teacher_dtype)) for model in teachers]  # type: ignore[call-arg]  # wrong in transformers
+            for model in teachers:
+                model.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
+            taught = [Teacher(model) for model in teachers]
             weights = self.recipe.losses.weights_of_teachers(len(taught))
             frozen = taught[0] if len(taught) == 1 else Ensemble(taught, weights, objective.averaged_sites)
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)

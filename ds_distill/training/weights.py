@@ -60,10 +60,17 @@ def trained_class(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     Args:
         folder: The checkpoint.
         config: The config of the trained model.
+
+    Raises:
+        UserError: The checkpoint's manifest is damaged.
     """
+    try:
+        groups = read_manifest(folder)["groups"]
+    except UserError as damage:
+        raise UserError(f"{folder} is damaged ({damage}); export another checkpoint, by its --step") from damage
     with torch.device("meta"):
         bare = {f"{PREFIX}{name}" for name, _ in new_model(config, head=False).named_parameters()}
-    names = {name for group in read_manifest(folder)["groups"] for name in group if name.startswith(PREFIX)}
+    names = {name for group in groups for name in group if name.startswith(PREFIX)}
     return new_model(config, head=not names <= bare).float()
 
 
