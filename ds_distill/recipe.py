@@ -62,22 +62,53 @@ def limited_values(section: Any) -> Iterator[tuple[str, Any, float, float]]:
             yield setting.name, value, *limits
 
 
+Quantity = Literal["hidden", "embeddings", "query", "key", "value", "query_key"]
+
+
 @dataclass
 class Match:
-    """An additional loss term that compares hidden states of the student with those of the teacher.
+    """An additional loss term that compares what lies inside the student with what lies inside the teacher.
 
     Args:
-        loss: Name of the loss: a key of LOSSES in ds_distill/losses/matching.py.
-        of: What to compare: "hidden", the hidden states after a layer.
+        loss: Name of the loss: cosine or mse of hidden states, relation (the KL divergence of MiniLMv2's relations
+            between tokens) or attention (the squared error of attention scores before softmax, as TinyBERT's).
+        of: What to compare, one or a list. For cosine and mse: "hidden", the hidden states after a layer (the
+            default), and "embeddings", the output of the embeddings. For relation: the relations of "query", "key"
+            and "value" vectors with themselves (all three by default), and "query_key", the attention maps. For
+            attention: "query_key" (the default).
         layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
-            initialized from), or a list of pairs [student layer, teacher layer], counted from 0.
-        weight: Weight of the term, which is a mean over real tokens, summed over the layer pairs.
+            initialized from), "span_ends" (with the last of the teacher's layers that it stands for, the one before
+            that of the next student layer), "uniform" (TinyBERT's g(m): of each of the teacher's equal groups of
+            layers the last), or a list of pairs [student layer, teacher layer], counted from 0.
+        weight: Weight of the term, which is a mean over real tokens, summed over the layer pairs and over what is
+            compared.
+        heads: For relation: the number of relation heads, which may be any divisor of both widths. By default there
+            are as many as give the teacher's heads a width of 16 or a little more (48 for a width of 768); where
+            query_key is compared, as many as there are attention heads.
+        normalize: For cosine and mse: divide both by the teacher's standard deviation of each dimension, which is
+            measured on the first batches of the run.
     """
 
     loss: str
-    of: Literal["hidden"] = "hidden"
-    layers: Literal["last", "mapped"] | list[tuple[int, int]] = "mapped"
+    of: Quantity | list[Quantity] | None = None
+    layers: Literal["last", "mapped", "span_ends", "uniform"] | list[tuple[int, int]] = "mapped"
     weight: float = limited(1.0, 0, 1e6)
+    heads: int | None = limited(None, 1, 1 << 16)
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        """Put the loss's own default in place of an `of` that was not given."""
+        if self.of is None:
+            defaults: dict[str, Quantity | list[Quantity]] = {
+                "relation": ["query", "key", "value"],
+                "attention": "query_key",
+            }
+            self.of = defaults.get(self.loss, "hidden")
+
+    @property
+    def quantities(self) -> list[Quantity]:
+        """What the term compares, as a list."""
+        return self.of if isinstance(self.of, list) else [cast(Quantity, self.of)]
 
 
 @dataclass
@@ -91,9 +122,9 @@ class Losses:
         temperature: Temperature T that divides both the teacher's and the student's logits in the KL term.
         kl_tokens: Tokens in the KL term: "all" real tokens, as in the authors' code, or only the "masked"
             ones.
-        match: Additional loss terms, each {loss, of, layers, weight}; none by default.
+        match: Additional loss terms, each {loss, of, layers, weight, …}; none by default.
         teacher_weights: Weights of several teachers, in the order of --teacher, divided by their sum: of their
-            logits, whose mean the student learns; default: equal weights.
+            logits, whose mean the student learns, and of their relations (loss: relation); default: equal weights.
     """
 
     kl: float = limited(5.0, 0, 1e6)
@@ -125,7 +156,7 @@ class Losses:
         return bool(self.kl or self.mlm)
 
     def matched_terms(self) -> dict[str, Match]:
-        """Return the terms that compare hidden states, by name: the cosine loss of the last ones, then `match`.
+        """Return the terms that compare what lies inside, by name: the cosine loss of the last layers, then `match`.
 
         A loss that occurs twice has a number from its second time on.
         """
@@ -451,5 +482,9 @@ class Recipe:
         del keys["student.from"]
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
+        keys["losses.match"] = [  # whose entries had no such keys either
+            {key: value for key, value in match.items() if key not in ("heads", "normalize") or value}
+            for match in keys["losses.match"]
+        ]
         keys |= self.training.deepspeed_identity()
         return json.loads(json.dumps(keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterator
 
@@ -96,6 +97,14 @@ class BatchLoader:
             arrays = collate(self.store, self.masker, shown, epoch, self.collate_spec)
             batches.append(fill_up(arrays, len(entries), self.shares.rows))
         return batches
+
+    def alone(self, micro_batch_size: int) -> BatchLoader:
+        """Return a loader of the same sequences whose micro-batches are those of a lone rank."""
+        other = copy.copy(self)
+        other.rank, other.world_size = 0, 1
+        other.shares = Shares(self.global_batch_size, micro_batch_size, 1)
+        other.accumulation = other.shares.accumulation
+        return other
 
     def counts(self, step: int) -> TokenCounts:
         """Return the counts of the whole global batch of `step`.

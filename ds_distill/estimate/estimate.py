@@ -18,6 +18,7 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
 from ds_distill.estimate.known_models import KnownModel
+from ds_distill.estimate.matches import match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
@@ -99,7 +100,7 @@ class Estimator:
             )
         self.uses_teacher = recipe.losses.need_teacher
         with torch.device("meta"):
-            matches = make_matches(recipe.losses, student_config, config, self.layer_map)
+            matches = make_matches(recipe.losses, student_config, config, self.layer_map, self.configs[1:])
         self.sites, self.averaged = teacher_sites(matches.values())
         self.teachers, self.student = self._build_models(student_config, "meta")
         self.teacher_bytes = sum(map(count_parameters, self.teachers)) * self.teacher_dtype.itemsize
@@ -108,6 +109,15 @@ class Estimator:
             self.teacher_bytes += config.vocab_size * widths * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += sum(map(prepacked_bytes, self.teachers))
+        self.matches = match_cost(
+            recipe.losses,
+            student_config,
+            config,
+            self.layer_map,
+            self.length,
+            self.teacher_dtype.itemsize,
+            self.configs[1:],
+        )
         self.activations = activation_bytes_fit(
             self.student,
             self.length,
@@ -149,6 +159,7 @@ class Estimator:
             activations=first_sequence + per_sequence * (micro_batch_size - 1),
             device=self.device.type,
         )
+        need = replace(need, loss=need.loss + self.matches.bytes * micro_batch_size * self.length)
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
@@ -179,6 +190,7 @@ class Estimator:
             1,
             self.configs[0],
             self.layer_map,
+            self.configs[1:],
         )
         frozen: Teacher | Ensemble | None = None
         if self.uses_teacher:
@@ -187,6 +199,7 @@ class Estimator:
             taught = [Teacher(model) for model in teachers]
             weights = self.recipe.losses.weights_of_teachers(len(taught))
             frozen = taught[0] if len(taught) == 1 else Ensemble(taught, weights, objective.averaged_sites)
+        objective.divide_by({site: torch.ones(1, device=self.device) for site in objective.divided_sites})
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(
             self.student.config.vocab_size // 2,
@@ -221,7 +234,8 @@ class Estimator:
             for model in self.teachers:
                 layers = len(get_family(model).get_layers(model))
                 teachers += forward_flops_per_token(model.config, self.length, share, layers)
-        return flops_per_token(None, self.student.config, self.length, self.projected) + teachers
+        student = flops_per_token(None, self.student.config, self.length, self.projected)
+        return teachers + student + self.matches.flops
 
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
         """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""

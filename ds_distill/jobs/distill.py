@@ -99,7 +99,8 @@ def distill(
             **describe_circumstances(store, world),
         )
         keep_model(student, tokens, folder, origin, first)
-        objective = Objective(student, losses, world, source.config, layer_map)
+        further = [model.config for model in sources[1:]]
+        objective = Objective(student, losses, world, source.config, layer_map, further)
         frozen = None
         teacher_figures: dict[str, float | None] = {}
         # a teacher without the head that the student has cannot be measured as the student is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
-from ds_distill.losses.terms import make_matches, teacher_sites
+from ds_distill.losses.terms import MatchedLoss, make_matches, teacher_sites
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import Site, run_encoder
 from ds_distill.models.teacher import Targets
@@ -35,6 +35,7 @@ class Objective(nn.Module):
             and their order from here.
         teacher_sites: What the teacher must record.
         averaged_sites: Those of them at which further teachers are recorded too, for terms that average over teachers.
+        divided_sites: Of these, the ones whose standard deviations `divide_by` must be given.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Objective(nn.Module):
         world_size: int,
         teacher: PretrainedConfig | None = None,
         layer_map: Sequence[int] | None = None,
+        further_teachers: Sequence[PretrainedConfig] = (),
     ):
         """Put the vocabulary loss in place of the model's decoder, where it has one.
 
@@ -54,6 +56,7 @@ class Objective(nn.Module):
             teacher: The teacher's config; None for a teacher of the model's own sizes, or none.
             layer_map: The teacher layer that each of the model's layers started from, where
                 losses.match refers to it.
+            further_teachers: The configs of the other teachers, where there are several.
         """
         super().__init__()
         self.model = model
@@ -65,7 +68,7 @@ class Objective(nn.Module):
         if self.has_head:
             parent, name = self.family.decoder_parent_and_name(model)
             setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
-        self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))
+        self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map, further_teachers))
         self.register_load_state_dict_pre_hook(_rename_widen)
         self.weights: dict[str, float] = {
             **({"kl": losses.kl} if losses.kl and self.has_head else {}),
@@ -73,6 +76,8 @@ class Objective(nn.Module):
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
+        divided = (match.divided for _, match in self._matches if isinstance(match, MatchedLoss))
+        self.divided_sites = frozenset[Site]().union(*divided)
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites, self.averaged_sites = teacher_sites(match for _, match in self._matches)
 
@@ -110,6 +115,7 @@ class Objective(nn.Module):
         targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         mode: Literal["train", "evaluate"] = "train",
     ) -> tuple[Tensor, Tensor]:
         """Return (loss, sums).
@@ -131,6 +137,7 @@ class Objective(nn.Module):
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
+            document_ids: [B, L] int, for a batch whose documents do not see each other; else None.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
         if mode == "evaluate" and self.has_head:
@@ -144,7 +151,7 @@ class Objective(nn.Module):
             token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)
         if mode == "evaluate":
             assert targets is not None  # checked above
-            return self._evaluate_matches(states, targets, token_mask)
+            return self._evaluate_matches(states, targets, token_mask, document_ids)
         scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
         counts = TokenCounts(*counts)  # type: ignore[misc]  # checked above
         factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
@@ -154,7 +161,7 @@ class Objective(nn.Module):
             # Layers above the highest that is compared get a gradient of zeros, as they do below a head: ZeRO waits
             # for every parameter's.
             loss, sums = 0.0 * hidden.flatten()[0].float(), []
-        for name, matched in self._match_sums(states, targets, token_mask).items():
+        for name, matched in self._match_sums(states, targets, token_mask, document_ids).items():
             loss = loss + matched * factors[name]
             sums.append(matched.detach())
         return loss, torch.stack(sums)
@@ -186,22 +193,45 @@ class Objective(nn.Module):
         return loss, [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
 
     def _match_sums(
-        self, states: dict[Site, Tensor], targets: Targets | None, token_mask: Tensor | None
+        self,
+        states: Mapping[Site, Tensor],
+        targets: Targets | None,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         """Return the sum over tokens of each term that compares what lies inside."""
-        return {name: match(states, targets.states, token_mask) for name, match in self._matches} if targets else {}
+        if targets is None:
+            return {}
+        sums = {}
+        for name, match in self._matches:
+            further = (targets.others, targets.teacher_weights) if match.averages_teachers else ()
+            sums[name] = match(states, targets.states, token_mask, document_ids, *further)
+        return sums
 
     def _evaluate_matches(
-        self, states: dict[Site, Tensor], targets: Targets, token_mask: Tensor | None
+        self,
+        states: Mapping[Site, Tensor],
+        targets: Targets,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = []
         for row in range(len(next(iter(states.values())))):
-            mask = None if token_mask is None else token_mask[row : row + 1]
-            own, teachers = ({site: x[row : row + 1] for site, x in all_.items()} for all_ in (states, targets.states))
-            sums = self._match_sums(own, targets._replace(states=teachers), mask)
+            mask, documents = (None if x is None else x[row : row + 1] for x in (token_mask, document_ids))
+            own, first, *others = (
+                {site: x[row : row + 1] for site, x in each.items()}
+                for each in (states, targets.states, *targets.others)
+            )
+            sums = self._match_sums(own, targets._replace(states=first, others=tuple(others)), mask, documents)
             rows.append(torch.stack(list(sums.values())).double())
         results = torch.stack(rows)
         return results.sum(0) @ results.new_tensor(list(self.weights.values())), results
+
+    def divide_by(self, deviations: Mapping[Site, Tensor]) -> None:
+        """Have hidden states divided by these standard deviations [H], by the teacher's site."""
+        for _, match in self._matches:
+            if isinstance(match, MatchedLoss):
+                match.deviations = {site: deviations[site] for site in match.divided}
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from ds_distill.losses.head_terms import AttentionLoss, RelationLoss
+from ds_distill.losses.layer_pairs import resolve_pairs
+from ds_distill.losses.match_checks import HEAD_LOSSES, check_match, resolve_heads
 from ds_distill.losses.matching import LOSSES
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.intermediates import LAST, Site
+from ds_distill.models.intermediates import Site
 from ds_distill.recipe import Losses, Match
-from ds_distill.utils.errors import UserError, did_you_mean
 
 
 class MatchedLoss(nn.Module):
-    """One term of the objective: a loss between recorded quantities, summed over pairs of layers.
+    """A term of the objective: a loss between hidden states or embeddings, summed over pairs of layers.
 
     Where the widths of student and teacher differ, it compares a learned projection of the student's
     quantities. The projection is trained and checkpointed, but is no part of the model.
@@ -23,6 +26,8 @@ class MatchedLoss(nn.Module):
     Attributes:
         averages_teachers: Whether the term is over the mean of several teachers, whose states it then needs; else it
             is over the first one's.
+        deviations: The teacher's standard deviation of each dimension [H], fp32, by the teacher's site, which
+            divides both sides. `training.deviations` measures it for those in `divided`.
     """
 
     averages_teachers = False
@@ -39,14 +44,25 @@ class MatchedLoss(nn.Module):
         super().__init__()
         self.weight = match.weight
         self.distance = LOSSES[match.loss]
-        self.sites = [(Site(match.of, student), Site(match.of, teacher)) for student, teacher in pairs]
+        self.sites: list[tuple[Site, Site]] = []
+        for quantity in match.quantities:
+            if quantity == "embeddings":
+                self.sites.append((Site("embeddings", 0), Site("embeddings", 0)))
+            else:
+                self.sites += [(Site("hidden", student), Site("hidden", teacher)) for student, teacher in pairs]
+        self.divided = frozenset(teacher for _, teacher in self.sites) if match.normalize else frozenset()
+        self.deviations: dict[Site, Tensor] = {}
         self.projection = None
         if student_width != teacher_width:
             self.projection = nn.Linear(student_width, teacher_width, bias=False)
             nn.init.eye_(self.projection.weight)  # a narrower student starts as the teacher's first coordinates
 
     def forward(
-        self, student: Mapping[Site, Tensor], teacher: Mapping[Site, Tensor], token_mask: Tensor | None
+        self,
+        student: Mapping[Site, Tensor],
+        teacher: Mapping[Site, Tensor],
+        token_mask: Tensor | None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the loss summed over pairs and tokens, a scalar in fp32.
 
@@ -54,19 +70,28 @@ class MatchedLoss(nn.Module):
             student: The student's quantities by site.
             teacher: The teacher's.
             token_mask: [B, L] bool, False for padding; None where all tokens are real.
+            document_ids: Not used: tokens are compared one by one.
         """
         sums = []
         for student_site, teacher_site in self.sites:
-            states = student[student_site]
+            states, wanted = student[student_site], teacher[teacher_site]
             if self.projection is not None:
                 states = self.projection(states)
-            sums.append(self.distance(states, teacher[teacher_site], token_mask))
+            if teacher_site in self.divided:
+                deviation = self.deviations[teacher_site]
+                wide = torch.promote_types(states.dtype, torch.float32)  # fp16 may end below what a small one gives
+                states, wanted = states.to(wide) / deviation, wanted.to(wide) / deviation
+            sums.append(self.distance(states, wanted, token_mask))
         return sum(sums[1:], sums[0])
 
 
 def make_matches(
-    losses: Losses, student: PretrainedConfig, teacher: PretrainedConfig | None, layer_map: Sequence[int] | None
-) -> dict[str, MatchedLoss]:
+    losses: Losses,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    layer_map: Sequence[int] | None,
+    further_teachers: Sequence[PretrainedConfig] = (),
+) -> dict[str, MatchedLoss | RelationLoss | AttentionLoss]:
     """Return the modules of the terms that `Losses.matched_terms` names.
 
     Args:
@@ -74,75 +99,43 @@ def make_matches(
         student: The student's config.
         teacher: The teacher's config; None for one of the student's own sizes.
         layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
+        further_teachers: The configs of the other teachers, over all of which relations are averaged.
 
     Raises:
-        UserError: An entry of losses.match names an unknown loss or layers that do not exist.
+        UserError: An entry of losses.match cannot be: its loss is unknown, its keys do not fit each other, its
+            layers do not exist, its heads do not divide the widths, or a family does not have what it compares.
     """
-    student_dims = get_family_by_type(student.model_type).dims(student)
-    teacher_dims = student_dims if teacher is None else get_family_by_type(teacher.model_type).dims(teacher)
-    matches: dict[str, MatchedLoss] = {}
+    configs = (student, teacher or student, *further_teachers)
+    families = [get_family_by_type(config.model_type) for config in configs]
+    student_dims, teacher_dims, *further_dims = (
+        family.dims(config) for family, config in zip(families, configs, strict=True)
+    )
+    matches: dict[str, MatchedLoss | RelationLoss | AttentionLoss] = {}
     for index, (name, match) in enumerate(losses.matched_terms().items(), -1 if losses.cosine else 0):
         key = f"losses.match[{index}]"
-        if match.loss not in LOSSES:
-            raise UserError(
-                f"{key}.loss = {match.loss}: no such loss{did_you_mean(match.loss, LOSSES)} ({', '.join(LOSSES)})"
-            )
-        pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
-        matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
+        check_match(match, families if match.loss == "relation" else families[:2], key)
+        if match.quantities == ["embeddings"]:
+            pairs = []
+        else:
+            pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
+        if match.loss in HEAD_LOSSES:
+            averaged = further_dims if match.loss == "relation" else ()
+            heads = resolve_heads(match, student_dims, [teacher_dims, *averaged], key)
+            # a layer's projections are its own, also where its output is the encoder's
+            layers = [(low % student_dims.depth, high % teacher_dims.depth) for low, high in pairs]
+            kind = RelationLoss if match.loss == "relation" else AttentionLoss
+            matches[name] = kind(match, layers, heads)
+        else:
+            matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
     return matches
 
 
-def teacher_sites(matches: Iterable[MatchedLoss]) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+def teacher_sites(
+    matches: Iterable[MatchedLoss | RelationLoss | AttentionLoss],
+) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
     """Return (what terms need of the teacher, what of that they need of further teachers too)."""
     of_all = [(site, match.averages_teachers) for match in matches for _, site in match.sites]
     return (
         tuple(dict.fromkeys(site for site, _ in of_all)),
         tuple(dict.fromkeys(site for site, averaged in of_all if averaged)),
     )
-
-
-def resolve_pairs(
-    layers: str | Sequence[Sequence[int]],
-    student_depth: int,
-    teacher_depth: int,
-    layer_map: Sequence[int] | None,
-    key: str = "losses.match",
-) -> list[tuple[int, int]]:
-    """Return the pairs (student layer, teacher layer) that an entry of losses.match compares; LAST for a last layer.
-
-    Args:
-        layers: The entry's `layers`.
-        student_depth: The student's number of layers.
-        teacher_depth: The teacher's number of layers.
-        layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
-        key: The entry, for errors.
-
-    Raises:
-        UserError: The layers do not exist, or "mapped" is asked of a student that did not start from the teacher's.
-    """
-    if layers == "last":
-        return [(LAST, LAST)]
-    if layers == "mapped":
-        if layer_map is None:
-            raise UserError(
-                f"{key}.layers = mapped: the student does not start from the teacher's layers, so none is mapped to "
-                "its layers; give pairs such as [[0, 1], [1, 3]]"
-            )
-    requested = enumerate(layer_map or ()) if isinstance(layers, str) else layers
-    pairs = []
-    for student, teacher in requested:
-        for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
-            if not 0 <= int(layer) < depth:
-                raise UserError(
-                    f"{key}.layers: {who} layer {layer}: the {who} has {depth} layers, 0 to {depth - 1}; "
-                    "pairs are [student layer, teacher layer]"
-                )
-        pairs.append(
-            (
-                LAST if student == student_depth - 1 else int(student),
-                LAST if teacher == teacher_depth - 1 else int(teacher),
-            )
-        )
-    if not pairs:
-        raise UserError(f"{key}.layers is empty: give last, mapped, or pairs such as [[0, 1], [1, 3]]")
-    return pairs

@@ -92,7 +92,11 @@ def counterparts(sites: Sequence[Site], first: PretrainedConfig, other: Pretrain
         return tuple(sites)
     found = []
     for site in sites:
-        layer = site.layer if site.layer < 0 else -(-(site.layer + 1) * other_depth // depth) - 1
+        layer = (
+            site.layer
+            if site.layer < 0 or site.quantity == "embeddings"
+            else -(-(site.layer + 1) * other_depth // depth) - 1
+        )
         last = site.quantity == "hidden" and layer == other_depth - 1  # else a layer's own, also in the last one
         found.append(site._replace(layer=LAST if last else layer))
     return tuple(found)

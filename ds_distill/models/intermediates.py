@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.models.families import get_family
+from ds_distill.models.recorder import Recorder
 
 LAST = -1
 
@@ -17,15 +18,17 @@ class Site(NamedTuple):
     """A place in an encoder where a quantity is recorded.
 
     Attributes:
-        quantity: "hidden", the hidden states [B, L, H] after a layer.
-        layer: The layer, from 0; LAST for the encoder's output.
+        quantity: "hidden", the hidden states [B, L, H] after a layer; "embeddings", what enters the first
+            layer; "query", "key" or "value", a layer's vectors [B, L, H], the heads side by side.
+        layer: The layer, from 0, and 0 for embeddings; LAST for the encoder's output.
     """
 
-    quantity: Literal["hidden"]
+    quantity: Literal["hidden", "embeddings", "query", "key", "value"]
     layer: int
 
 
 LAST_HIDDEN = Site("hidden", LAST)
+HIDDEN = ("hidden", "embeddings")
 
 
 def run_encoder(
@@ -37,8 +40,7 @@ def run_encoder(
 ) -> tuple[Tensor, dict[Site, Tensor]]:
     """Run the encoder of a model; return (its last hidden state [B, L, H], what the sites ask for).
 
-    Sites within the encoder make transformers return every layer's hidden states. Autograd keeps
-    these in any case.
+    What no site asks for is not kept.
 
     Args:
         model: A masked-LM model or a bare encoder.
@@ -52,14 +54,19 @@ def run_encoder(
         # for a GPU; a mask of 4 dimensions it takes as it is
         length = attention_mask.shape[1]
         attention_mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
-    inside = any(site.layer != LAST for site in sites)
+    # the first of transformers' hidden states is what enters the first layer
+    hidden = {site: site.layer + (site.quantity == "hidden") for site in sites if site.quantity in HIDDEN}
+    within = sorted({index for site, index in hidden.items() if site.layer != LAST})
     options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-    output = get_family(model).get_encoder(model)(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        **options,
-        **({"output_hidden_states": True} if inside else {}),
-    )
-    last = output.last_hidden_state
-    # the first of transformers' hidden states is the embeddings' output
-    return last, {site: last if site.layer == LAST else output.hidden_states[site.layer + 1] for site in sites}
+    with Recorder(model, [site for site in sites if site not in hidden]) as recorder:
+        output = get_family(model).get_encoder(model)(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **options,
+            **({"output_hidden_states": within} if within else {}),
+        )
+    states = {
+        site: output.last_hidden_state if site.layer == LAST else output.hidden_states[index]
+        for site, index in hidden.items()
+    }
+    return output.last_hidden_state, states | recorder.states

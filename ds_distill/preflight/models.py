@@ -44,13 +44,14 @@ def check_teachers_fit(
         teacher.check_files()
     recipe.losses.weights_of_teachers(len(teachers))
     layer_map, config = plan_student(first.config, **asdict(recipe.student), dropout=recipe.training.dropout)
-    matches = make_matches(recipe.losses, config, first.config, layer_map)
+    further = [teacher.config for teacher in teachers[1:]]
+    matches = make_matches(recipe.losses, config, first.config, layer_map, further)
     check_one_vocabulary(teachers, logits)
     averaged = logits or any(match.averages_teachers for match in matches.values())
     if len(teachers) > 1 and recipe.losses.need_teacher and not averaged:
         raise UserError(
             f"{teachers[1].title} teaches nothing: losses.kl is 0, and hidden states are compared with those of the "
-            "first teacher alone; give one teacher, or set losses.kl above 0"
+            "first teacher alone; give one teacher, set losses.kl above 0, or match relations"
         )
     for teacher in teachers:
         check_reads_tokens(teacher, recipe, tokens, tokenizer or first.path)

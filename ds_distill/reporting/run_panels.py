@@ -24,6 +24,16 @@ class TermLabel(NamedTuple):
 DISTANCES = {
     "cosine": ("Cosine distance", "1 − cosine (mean over tokens)"),
     "mse": ("Squared error", "squared error (mean over tokens)"),
+    "relation": ("KL divergence", "nats per token (mean over heads)"),
+    "attention": ("Squared error", "squared error (mean over tokens and heads)"),
+}
+QUANTITIES = {
+    "hidden": "hidden states",
+    "embeddings": "embeddings",
+    "query": "queries",
+    "key": "keys",
+    "value": "values",
+    "query_key": "attention",
 }
 
 
@@ -59,8 +69,20 @@ def _label(name: str, match: Match, layer_map: Sequence[int] | None) -> TermLabe
     elif not isinstance(match.layers, str):
         pairs = [(student, teacher) for student, teacher in match.layers]
     listed = ", ".join(f"{student} ← {teacher}" for student, teacher in pairs)
-    where = f"layers {listed}" if listed else f"{match.layers} layers"
-    return TermLabel(f"{distance} of hidden states, {where}" + (f" ({name})" if name != match.loss else ""), unit)
+    spans = match.layers == "span_ends"
+    where = f", layers {listed}" if listed else ", ends of the layers' spans" if spans else f", {match.layers} layers"
+    what = ", ".join(QUANTITIES[quantity] for quantity in match.quantities)
+    if match.loss == "relation":
+        what = f"relations of {what}"
+    elif match.loss == "attention":
+        what = "attention scores"
+    if match.normalize:
+        what += ", divided by the teacher's deviations"
+    return TermLabel(
+        f"{distance} of {what}{'' if match.quantities == ['embeddings'] else where}"
+        + (f" ({name})" if name != match.loss else ""),
+        unit,
+    )
 
 
 def heldout_panels(

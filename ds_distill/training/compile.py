@@ -2,8 +2,6 @@
 
 import functools
 import importlib.util
-from collections.abc import Iterable
-from typing import cast
 
 import torch
 from transformers import PretrainedConfig
@@ -159,8 +157,9 @@ def compile_step(
             (docs/benchmarks.md), else that of torch.compile.
     """
     if device.type == "cuda":
-        for match in cast(Iterable[MatchedLoss], objective.matches.values()):
-            match.distance = torch.compile(match.distance)
+        for match in objective.matches.values():
+            if isinstance(match, MatchedLoss):  # the others have kernels of their own
+                match.distance = torch.compile(match.distance)
     objective.backend = backend if backend != "auto" else "triton" if device.type == "cuda" else "compiled"
     teachers = teacher.models if teacher is not None else ()
     for model in teachers if device.type == "cpu" else ():

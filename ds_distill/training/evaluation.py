@@ -55,7 +55,7 @@ def measure_all(run, measure: Callable[[Batch], Tensor], batches: Iterable[Batch
     run.eval()
     moments = []
     # the last batch is smaller and not worth compiling anew
-    with torch.no_grad(), _eager():
+    with torch.no_grad(), without_compilation():
         for batch in batches:
             moments.append(measure(batch.to(device)))
             note_progress()
@@ -89,7 +89,7 @@ def sum_over_ranks(moments: list[Tensor], kinds: int, device: torch.device) -> T
     return total
 
 
-def _eager() -> AbstractContextManager:
+def without_compilation() -> AbstractContextManager:
     """Keep what is compiled from being used; where torch._dynamo, which takes seconds, is not loaded, nothing is."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 

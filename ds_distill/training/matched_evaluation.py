@@ -35,7 +35,8 @@ def evaluate_matches(
     def measure(batch: Batch) -> Tensor:
         inputs = batch.input_ids, batch.attention_mask
         targets = teacher.targets(*inputs, sites=objective.teacher_sites)
-        _, sums = run(*inputs, batch.labels, targets=targets, loss_mask=batch.loss_mask, mode="evaluate")
+        masks = {"loss_mask": batch.loss_mask, "document_ids": batch.document_ids}
+        _, sums = run(*inputs, batch.labels, targets=targets, **masks, mode="evaluate")
         counted = batch.token_mask if batch.loss_mask is None else batch.loss_mask
         tokens = torch.ones_like(batch.input_ids) if counted is None else counted
         return _sum_moments(sums, tokens.sum(1).double(), weights)

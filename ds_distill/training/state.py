@@ -67,6 +67,7 @@ class TrainState:
         history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite.
         heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
             earlier versions have mlm_loss and mlm_accuracy only.
+        deviations: The teacher's standard deviation of each dimension, by the name of a site, see `deviations.py`.
     """
 
     step: int = 0
@@ -74,6 +75,7 @@ class TrainState:
     skipped: int = 0
     history: list[Row] = field(default_factory=list)
     heldout: dict[str, list[Row]] = field(default_factory=dict)
+    deviations: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> TrainState:
@@ -84,6 +86,7 @@ class TrainState:
             saved["skipped"],
             thin([_row(row, HISTORY_COLUMNS) for row in saved["history"]]),
             {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in saved["heldout"].items()},
+            saved.get("deviations", {}),  # earlier versions measured none
         )
 
     def as_dict(self) -> dict[str, Any]:

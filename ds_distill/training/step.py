@@ -103,7 +103,9 @@ class Step:
             with self.own_time.measure():
                 targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
             with contextlib.nullcontext() if self.gathers else self.own_time.measure():
-                loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask)
+                loss, terms = self.engine(
+                    *inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask, batch.document_ids
+                )
             sums.append(terms)
             self.engine.backward(loss)
             norm = self.engine.step()

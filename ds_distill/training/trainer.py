@@ -20,6 +20,7 @@ from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.training import checkpoint
 from ds_distill.training.checkpoint_writer import CheckpointWriter, Saved
+from ds_distill.training.deviations import divide_by_deviations
 from ds_distill.training.evaluation import FIGURES, evaluate
 from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.matched_evaluation import evaluate_matches
@@ -114,6 +115,8 @@ class Trainer:
             UserError: Too many steps in a row were not finite.
         """
         resumed = self.restore()
+        if self.objective.divided_sites and self.teacher is not None:
+            divide_by_deviations(self.objective, self.teacher, self.loader, self.state.deviations, self.device)
         log_header(overview(self))
         self.saving = saving(self.settings, self.total_steps)
         self.evaluating = evaluating(self.settings, self.total_steps)

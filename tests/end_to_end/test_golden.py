@@ -4,6 +4,7 @@ A change of the order of the data, the masks, the schedule or a loss changes the
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,18 @@ from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 from tests.start import ROOT, ds_distill
 
-GOLDEN = Path(__file__).with_name("golden.json")
-STEPS = 20
+GOLDEN, GOLDEN_MATCH = (Path(__file__).with_name(f"{name}.json") for name in ("golden", "golden_match"))
+STEPS, MATCH_STEPS = 20, 6
+MATCH = [
+    "--losses.match",
+    "[{loss: relation, heads: 4, layers: last}, {loss: relation, of: query_key}, {loss: attention, layers: uniform}, "
+    "{loss: mse, of: [embeddings, hidden], layers: span_ends, normalize: true}, {loss: cosine, weight: 3}]",
+    "--data.attend_across_documents",
+    "false",
+]
 
 
-def compute_curve(folder: Path) -> list[dict[str, float]]:
+def compute_curve(folder: Path, steps: int = STEPS, options: Sequence[str] = ()) -> list[dict[str, float]]:
     """Distill a student from a teacher of random weights, in fp32 on the CPU; return the losses of each step."""
     lines = [line for line in SAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
     size = len(train_wordpiece(lines, 512, folder / "teacher"))
@@ -42,7 +50,8 @@ def compute_curve(folder: Path) -> list[dict[str, float]]:
         "--training.micro_batch_size",
         4,
         "--training.max_tokens",
-        8 * 64 * STEPS,
+        8 * 64 * steps,
+        *options,
     ]
     words += ["--training.precision", "fp32", "--training.device", "cpu", "--training.optimizer", "torch"]
     done = ds_distill(*words, "--training.compile", "off")
@@ -52,8 +61,16 @@ def compute_curve(folder: Path) -> list[dict[str, float]]:
 
 def test_the_first_twenty_steps_are_what_they_were(tmp_path):
     """To pin them anew after a change that is meant: `python -m tests.end_to_end.test_golden`."""
-    golden, curve = json.loads(GOLDEN.read_text(encoding="utf-8")), compute_curve(tmp_path)
-    assert len(curve) == len(golden) == STEPS
+    compare(compute_curve(tmp_path), GOLDEN, STEPS)
+
+
+def test_the_first_steps_with_each_term_of_a_match_are_what_they_were(tmp_path):
+    compare(compute_curve(tmp_path, MATCH_STEPS, MATCH), GOLDEN_MATCH, MATCH_STEPS)
+
+
+def compare(curve: list[dict[str, float]], file: Path, steps: int) -> None:
+    golden = json.loads(file.read_text(encoding="utf-8"))
+    assert len(curve) == len(golden) == steps
     for actual, pinned in zip(curve, golden, strict=True):
         assert (actual["step"], actual["tokens"]) == (pinned["step"], pinned["tokens"])
         # processors add up in different orders
@@ -63,7 +80,8 @@ def test_the_first_twenty_steps_are_what_they_were(tmp_path):
 if __name__ == "__main__":
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [json.dumps(row) for row in compute_curve(Path(folder))]
-    GOLDEN.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
-    print(f"written to {GOLDEN}")
+    for file, steps, options in ((GOLDEN, STEPS, []), (GOLDEN_MATCH, MATCH_STEPS, MATCH)):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [json.dumps(row) for row in compute_curve(Path(folder), steps, options)]
+        file.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+        print(f"written to {file}")

@@ -123,14 +123,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     "stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY]
 )
 def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision, ranks):
-    undisturbed = Job(world, tmp_path / "undisturbed", ranks, *shape(stage, precision))
+    kill_and_compare(world, tmp_path, record_property, ranks, shape(stage, precision))
+
+
+def kill_and_compare(
+    world, tmp_path, record_property, ranks: int, options: list, *, steps: int = STEPS, attempts: int = 3
+) -> None:
+    """Kill a run up to `attempts` times, start it again, and compare its result with an undisturbed one's."""
+    options = [*options, "--training.max_tokens", 256 * steps]
+    undisturbed = Job(world, tmp_path / "undisturbed", ranks, *options)
     undisturbed.finish()
     job, draw, kills = (
-        Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.save_every", 3),
+        Job(world, tmp_path / "killed", ranks, *options, "--training.save_every", 3),
         random.Random(),
         0,
     )
-    for attempt in range(3):
+    for attempt in range(attempts):
         ranks_of_job = job.start()
         # Checkpoints until the kill do not depend on how busy the machine is, as a time would.
         extra = draw.randint(0, 3)
@@ -143,10 +151,39 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
         job.kill()
     job.processes = []
     summary = job.finish()
-    assert kills > 0 and summary["steps"] == STEPS
-    assert [step for step, _ in logs(job.output)["loss/total"]] == list(range(1, STEPS + 1)), "each step once"
+    assert kills > 0 and summary["steps"] == steps
+    assert [step for step, _ in logs(job.output)["loss/total"]] == list(range(1, steps + 1)), "each step once"
     assert_same_run(job.output, undisturbed.output)
     record_property("kills", kills)
+
+
+TERMS = {
+    "relation": "{loss: relation, of: [query, key, value, query_key], layers: [[1, 2]], heads: 4}",
+    "attention": "{loss: attention, layers: uniform}",
+    "hidden": "{loss: mse, of: [embeddings, hidden], layers: span_ends, normalize: true}",
+    "cosine": "{loss: cosine, of: embeddings, normalize: true}",
+}
+NARROW = ["--student.hidden_size", 16]  # a projection between the widths is trained, too
+
+
+@pytest.mark.promise("Killed and started again, a run with any term of losses.match ends bit-equal")
+@pytest.mark.parametrize(
+    ("terms", "options"),
+    [
+        (["relation", "hidden"], [*shape(1, "fp32"), *NARROW]),
+        *(
+            pytest.param([term], [*shape(stage, precision), *narrow], marks=pytest.mark.long)
+            for term in TERMS
+            for stage, precision in ((0, "fp32"), (2, "bf16"), (3, "fp32"))
+            for narrow in ([],) + ((NARROW,) if term != "attention" else ())
+        ),
+    ],
+)
+def test_killed_with_terms_between_what_lies_inside(world, tmp_path, record_property, terms, options):
+    """Its documents do not see each other."""
+    written = f"[{', '.join(TERMS[term] for term in terms)}]"
+    options = [*options, "--losses.match", written, "--data.attend_across_documents", "false"]
+    kill_and_compare(world, tmp_path, record_property, 2, options, steps=12, attempts=1)
 
 
 def born(folder: Path) -> int:

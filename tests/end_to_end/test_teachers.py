@@ -121,7 +121,9 @@ def test_what_a_teacher_without_a_head_cannot_do_is_one_sentence(world, common, 
 )
 @pytest.mark.parametrize("kind", ["two teachers", "bare encoder"])
 def test_a_killed_run_ends_bit_equal(world, common, others, tmp_path, kind):
-    words = ["distill", "--teacher", others / "classifier", *common, *BARE, *WITHIN, "--training.save_every", 3]
+    """With the mean of two teachers' logits; and with relations, averaged over a classifier and another encoder."""
+    words = ["distill", "--teacher", others / "classifier", others / "wide", *common, "--training.save_every", 3]
+    words += [*BARE, "--losses.match", "[{loss: relation, layers: [[1, 2]]}]", "--losses.teacher_weights", "2,1"]
     if kind == "two teachers":
         words = ["distill", "--teacher", world / "teacher", others / "wide", *common, "--training.save_every", 3]
     undisturbed = Process("ds_distill", *words, "--output", tmp_path / "one").wait()

@@ -28,6 +28,7 @@ DISTILBERT = Family(
         head_dropouts=("seq_classif_dropout", "qa_dropout"),
     ),
     ffn=("ffn.lin1", "ffn.activation"),
+    projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     eps=1e-12,
     sinusoidal="sinusoidal_pos_embds",
     has_pooler=False,

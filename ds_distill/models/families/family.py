@@ -78,6 +78,8 @@ class Family:
         names: The config's names.
         student: The class of its students, or None for its own.
         ffn: Within a layer, the feed-forward's inner linear and the activation after it.
+        projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
+            by side; None where there are none, as where one module computes all three.
         first_position: The position of the first token, from the config.
         eps: The LayerNorm's eps where the config cannot state it, else None.
         sinusoidal: The config's key that makes positions sinusoidal, if there is one.
@@ -92,6 +94,7 @@ class Family:
     names: ConfigNames = ConfigNames()
     student: StudentClass | None = None
     ffn: tuple[str, str] = ("intermediate.dense", "intermediate.intermediate_act_fn")
+    projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
     first_position: Callable[[Any], int] = lambda config: 0
     eps: float | None = None
     sinusoidal: str | None = None

@@ -477,6 +477,13 @@ MATCH = "{loss: cosine, layers: [[0, 1], [1, 3]], weight: 1e1}"
         (f"[{MATCH}]", [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0)]),
         (f"[{MATCH}, {{loss: cosine}}]", [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0), Match("cosine")]),
         (MATCH, [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0)]),
+        ("[{loss: relation}]", [Match("relation", of=["query", "key", "value"])]),
+        (
+            "[{loss: relation, of: [value, query_key], heads: 4}]",
+            [Match("relation", of=["value", "query_key"], heads=4)],
+        ),
+        ("[{loss: mse, of: embeddings, normalize: on}]", [Match("mse", of="embeddings", normalize=True)]),
+        ("[{loss: attention, layers: uniform}]", [Match("attention", of="query_key", layers="uniform")]),
         ("[]", []),
     ],
 )
@@ -493,6 +500,8 @@ def test_a_list_of_loss_terms(written, read, in_a_file, tmp_path):
             "layers": [list(pair) for pair in m.layers] if isinstance(m.layers, list) else m.layers,
         }
         | {"weight": m.weight}
+        | ({} if m.heads is None else {"heads": m.heads})
+        | ({"normalize": True} if m.normalize else {})
         for m in read
     ]
 
@@ -503,8 +512,14 @@ def test_a_list_of_loss_terms(written, read, in_a_file, tmp_path):
         ("[{loss: cosine, weigth: 3}]", "losses.match.weigth: no such key; did you mean weight?"),
         ("[{layers: last}]", "losses.match.loss is missing: .* needs loss: VALUE"),
         ("[{loss: cosine, layers: [0, 1]}]", "losses.match.layers.0.: .* expected 2 numbers, not 1"),
-        ("[{loss: cosine, layers: lst}]", "lst is not allowed; choose one of last, mapped; did you mean last?"),
+        (
+            "[{loss: cosine, layers: lst}]",
+            "lst is not allowed; choose one of last, mapped, span_ends, uniform; did you mean last?",
+        ),
         ("[{loss: cosine}, {loss: cosine, weight: -1}]", r"losses.match.1..weight = -1.0: must be between 0"),
+        ("[{loss: relation, heads: 0}]", "losses.match.0..heads = 0: must be between 1"),
+        ("[{loss: relation, of: querys}]", "losses.match.of: querys is not allowed; .*did you mean query"),
+        ("[{loss: relation, of: [query, keys]}]", "losses.match.of.1.: keys is not allowed; .*did you mean key"),
         ("cosine", "losses.match: cosine: expected a mapping"),
     ],
 )
@@ -518,7 +533,7 @@ def test_a_wrong_loss_term_is_named(written, message):
     [
         (
             [Match("mse", layers="first")],
-            "losses.match.layers: first is not allowed; choose one of last, mapped; or give a list",
+            "losses.match.layers: first is not allowed; choose one of last, mapped, span_ends, uniform; or give a list",
         ),
         ([Match("mse", of="attention")], "losses.match.of: attention is not allowed"),
         ([Match("mse", layers=[[0, 1, 2]])], "losses.match.layers: .* expected 2 numbers"),

@@ -12,6 +12,7 @@ from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import DEVICES, H100_SMALL
 from ds_distill.estimate.known_models import find_known_model
+from ds_distill.estimate.matches import MatchCost, match_cost
 from ds_distill.estimate.memory import activation_bytes, activation_bytes_fit, estimate_memory
 from ds_distill.estimate.plan import plan
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
@@ -40,6 +41,41 @@ def test_flops_of_the_papers_models():
         + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
     )
     assert flops_per_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
+
+
+def test_terms_of_a_match_are_counted():
+    """Three self-relations of two layers' pair are four score-sized products each; the rest follows by hand."""
+    from transformers import BertConfig, DistilBertConfig
+
+    teacher, student, length = BertConfig(), DistilBertConfig(dim=384, n_heads=12, hidden_dim=1536), 128
+
+    def of(*match: Match) -> MatchCost:
+        return match_cost(Losses(match=list(match)), student, teacher, [0, 2, 4, 7, 9, 11], length, 2)
+
+    relation = of(Match("relation", layers="last"))
+    assert relation.flops == 3 * 2 * 128 * (768 + 3 * 384) and relation.bytes == 3 * (4 * 384 + 2 * 768)
+    assert of(Match("relation", of="query_key", layers="last")).bytes == 2 * (4 * 384 + 2 * 768)
+    # the Gram matrices do not grow with the length of a sequence
+    attention = of(Match("attention", layers="last"))
+    assert attention.flops == 12 * 2 * (2 * (32 + 64) ** 2 + 4 * (32 + 64) * 32)
+    mse = of(Match("mse", of=["embeddings", "hidden"], layers="uniform"))
+    assert mse.flops == 7 * 3 * 2 * 384 * 768 and mse.bytes == 7 * (2 * 4 * 768 + 2 * 768)
+    assert of() == (0, 0)
+    recipe = Recipe(data=Data(sequence_length=length), losses=Losses(match=[Match("relation", layers="last")]))
+    recipe.training.micro_batch_size = 16
+    plain, matched = (
+        Estimator(
+            Recipe(recipe.data, losses=losses, training=recipe.training), [find_known_model(name)], DEVICES["h100"]
+        )
+        for name, losses in (("bert-base-uncased", Losses()), ("bert-base-uncased", recipe.losses))
+    )
+    assert matched.flops_per_token - plain.flops_per_token == 3 * 2 * 128 * (768 + 3 * 768)
+    added = matched.memory(16, 0, 1).loss - plain.memory(16, 0, 1).loss
+    assert added == pytest.approx(16 * 128 * 3 * (4 * 768 + 2 * 768))
+    assert (
+        matched.known_rate(DEVICES["h100"], 16).tokens_per_second
+        < plain.known_rate(DEVICES["h100"], 16).tokens_per_second
+    )
 
 
 def test_activations_grow_with_sequences_and_checkpointing_drops_them():

@@ -45,8 +45,8 @@ def test_padding_makes_no_host_wait(make):
     objective = Objective(student, losses, 1, teacher.config)
     ids, mask = tokens(), padding_mask()
     with Waits() as waits:
-        targets = teacher.targets(ids, mask, None, objective.teacher_sites)
-        _, states = run_encoder(student, ids, mask, None, objective.student_sites)
+        targets = teacher.targets(ids, mask, None, (*objective.teacher_sites, Site("key", 2)))
+        _, states = run_encoder(student, ids, mask, None, (*objective.student_sites, Site("value", 0)))
         sum(match(states, targets.states, mask) for match in objective.matches.values()).backward()
     assert waits.found == []
     with Waits() as waits:

@@ -194,6 +194,16 @@ def test_the_terms_of_a_loss_in_words():
     assert labels["cosine"].title == "Cosine distance of hidden states, last layers"
     assert labels["mse"].title == "Squared error of hidden states, layers 0 ← 0, 1 ← 2"
     assert labels["mse_2"].title == "Squared error of hidden states, layers 1 ← 3 (mse_2)"
+    inner = [
+        Match("relation", layers=[(2, 4)]),
+        Match("attention", layers="span_ends"),
+        Match("mse", of="embeddings", normalize=True),
+    ]
+    assert [term_labels(Losses(match=inner))[match.loss].title for match in inner] == [
+        "KL divergence of relations of queries, keys, values, layers 2 ← 4",
+        "Squared error of attention scores, ends of the layers' spans",
+        "Squared error of embeddings, divided by the teacher's deviations",
+    ]
 
 
 def test_the_panels_of_a_run_have_the_teachers_level():

@@ -1,0 +1,162 @@
+"""The terms of the objective that compare relations between tokens, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ds_distill.losses.relations import attention_score_mse, ensemble_relation_kl
+from ds_distill.models.intermediates import Site
+from ds_distill.recipe import Match, Quantity
+
+States = Mapping[Site, Tensor]
+Vector = Literal["query", "key", "value"]
+QUERY_KEY: tuple[Vector, Vector] = ("query", "key")
+RELATIONS: dict[Quantity, tuple[Vector, Vector]] = {
+    "query": ("query", "query"),
+    "key": ("key", "key"),
+    "value": ("value", "value"),
+    "query_key": QUERY_KEY,
+}
+
+
+class RelationLoss(nn.Module):
+    """A term of the objective: the KL divergence of the student's relations from the teacher's.
+
+    The vectors of all attention heads, side by side, are divided anew into relation heads, so the models
+    may have any numbers of attention heads and any widths.
+
+    Relations are distributions, so those of several teachers, of any widths that the heads divide, have a mean.
+
+    Source: Wang et al. 2021 (MiniLMv2), section 3.1.
+    """
+
+    averages_teachers = True
+
+    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
+        """Make the term.
+
+        Args:
+            match: The recipe's entry.
+            pairs: (student layer, teacher layer), each from 0.
+            heads: The number of relation heads, which divides all widths.
+        """
+        super().__init__()
+        self.weight, self.heads, self.pairs = match.weight, heads, tuple(pairs)
+        self.relations = [RELATIONS[quantity] for quantity in match.quantities]
+        self.sites = _sites(self.relations, self.pairs)
+
+    def forward(
+        self,
+        student: States,
+        teacher: States,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None = None,
+        others: Sequence[States] = (),
+        weights: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Return the KL divergence in nats, summed over pairs, relations and tokens, as a mean over heads, in fp32.
+
+        Args:
+            student: The student's queries, keys and values [B, L, H] by site.
+            teacher: The teacher's.
+            token_mask: [B, L] bool, False for padding; None where all tokens are real.
+            document_ids: [B, L] int, where tokens see their own document only; else None.
+            others: Those of further teachers, by the first one's sites.
+            weights: The weight of each teacher, the first one's first; None weighs all alike.
+        """
+        own = {site: _split(student[site], self.heads) for site, _ in self.sites}
+        teachers = (teacher, *others)
+        # a teacher that counts nothing has no part in the mean
+        counted = [pair for pair in zip(teachers, weights or [1.0] * len(teachers), strict=True) if pair[1] > 0]
+        weights = [weight for _, weight in counted]
+        wanted = [{site: _split(states[site], self.heads) for _, site in self.sites} for states, _ in counted]
+        total = []
+        for low, high in self.pairs:
+            for a, b in self.relations:  # a self-relation is known by its two arguments being one tensor
+                total.append(
+                    ensemble_relation_kl(
+                        own[Site(a, low)],
+                        own[Site(b, low)],
+                        [(vectors[Site(a, high)], vectors[Site(b, high)]) for vectors in wanted],
+                        weights,
+                        token_mask=token_mask,
+                        document_ids=document_ids,
+                    )
+                )
+        return sum(total[1:], total[0]) / self.heads
+
+
+class AttentionLoss(nn.Module):
+    """A term of the objective: the squared error of the student's attention scores before softmax.
+
+    Both models must have as many attention heads; their widths may differ.
+
+    Source: Jiao et al. 2020 (TinyBERT), section 3.1, equation 7.
+    """
+
+    averages_teachers = False
+
+    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
+        """Make the term.
+
+        Args:
+            match: The recipe's entry.
+            pairs: (student layer, teacher layer), each from 0.
+            heads: The number of attention heads of both models.
+        """
+        super().__init__()
+        self.weight, self.heads, self.pairs = match.weight, heads, tuple(pairs)
+        self.sites = _sites([QUERY_KEY], self.pairs)
+
+    def forward(
+        self, student: States, teacher: States, token_mask: Tensor | None, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the squared error, summed over pairs of layers and tokens, in fp32.
+
+        For each token it is a mean over heads and over the real tokens that it sees. For sequences of one length this
+        is TinyBERT's mean over the entries of the attention matrix, and it depends on no other sequence of the batch.
+
+        Args:
+            student: The student's queries and keys [B, L, H] by site.
+            teacher: The teacher's.
+            token_mask: [B, L] bool, False for padding; None where all tokens are real.
+            document_ids: [B, L] int, where tokens see their own document only; else None.
+        """
+        seen = _count_seen(next(iter(student.values())), token_mask, document_ids)
+        total = []
+        for low, high in self.pairs:
+            vectors = []
+            for states, layer in ((student, low), (teacher, high)):
+                query, key = (_split(states[Site(name, layer)], self.heads) for name in QUERY_KEY)
+                wide = torch.promote_types(query.dtype, torch.float32)
+                # all tokens that see each other see as many, so the root of 1/n in a score is 1/n in its square
+                vectors += [query.to(wide) * seen.to(wide).rsqrt()[:, None, :, None], key.to(wide)]
+            total.append(attention_score_mse(*vectors, token_mask=token_mask, document_ids=document_ids))
+        return sum(total[1:], total[0]) / self.heads
+
+
+def _sites(relations: Iterable[tuple[Vector, Vector]], pairs: Iterable[tuple[int, int]]) -> list[tuple[Site, Site]]:
+    """Return the pairs of sites (student's, teacher's) that relations at pairs of layers need, each once."""
+    names = dict.fromkeys(name for relation in relations for name in relation)
+    return [(Site(name, low), Site(name, high)) for low, high in pairs for name in names]
+
+
+def _split(vectors: Tensor, heads: int) -> Tensor:
+    """Return [B, heads, L, H / heads] of vectors [B, L, H]."""
+    return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _count_seen(states: Tensor, token_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """Return how many real tokens each token of [B, L, …] sees, itself among them: fp32 [B, L], at least 1."""
+    batch, length = states.shape[:2]
+    real = states.new_ones(batch, length, dtype=torch.float32) if token_mask is None else token_mask.float()
+    if document_ids is None:
+        seen = real.sum(1, keepdim=True).expand(batch, length)
+    else:
+        documents = document_ids.clamp(min=0)  # padding has none, and does not count
+        seen = real.new_zeros(batch, length).scatter_add(1, documents, real).gather(1, documents)
+    return seen.clamp(min=1)

@@ -1,0 +1,91 @@
+"""Records the queries, keys and values of an encoder's layers, by hooks on the modules that compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ds_distill.models.families import get_family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ds_distill.models.intermediates import Site
+
+PROJECTIONS = ("query", "key", "value")
+
+
+class Recorder:
+    """A context in which the outputs of some of a model's projections are kept.
+
+    Attention maps are not needed for this, which only slow attention computes. Gradients flow into what is
+    recorded, also where the layers are recomputed in the backward pass.
+
+    Attributes:
+        states: By site, the output [B, L, H] of its projection, once the context has ended.
+    """
+
+    def __init__(self, model: PreTrainedModel, sites: Sequence[Site]):
+        """Prepare the model; hooks stay on it, so that code that is compiled with them remains valid.
+
+        Args:
+            model: The model.
+            sites: Queries, keys and values of layers.
+        """
+        self.states: dict[Site, Tensor] = {}
+        self._slots = {site: _slot_of(model, site) for site in sites}
+
+    def __enter__(self) -> Recorder:
+        for slot in self._slots.values():
+            slot.records = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.states = {site: slot.output for site, slot in self._slots.items() if slot.output is not None}
+        for slot in self._slots.values():
+            slot.records, slot.output = False, None
+        if error is None and len(self.states) < len(self._slots):
+            missing = ", ".join(f"{site.quantity} {site.layer}" for site in self._slots if site not in self.states)
+            raise RuntimeError(f"the encoder has not computed {missing}")
+
+
+class _Slot:
+    """Where a hook puts the output of a module.
+
+    Attributes:
+        output: What the module returned, or None.
+        records: Whether the hook puts it here: not in the backward pass, where gradient checkpointing computes layers
+            again.
+    """
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self.records = False
+
+
+def _keep(module: Any, inputs: Any, output: Tensor) -> None:
+    if module.recording_slot.records:
+        module.recording_slot.output = output
+
+
+def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
+    """Return the slot of a site, and make it at its first use."""
+    family = get_family(model)
+    layer = family.get_layers(model)[site.layer]
+    assert family.projections is not None  # losses.terms refuses such a family
+    module = layer.get_submodule(family.projections[PROJECTIONS.index(site.quantity)])
+    slot = vars(module).get("recording_slot")
+    if slot is None:
+        slot = module.recording_slot = _Slot()
+        # It comes after the hooks of ZeRO-3, so that what it sees has passed through the operation that gathers the
+        # module's weights for its backward.
+        module.register_forward_hook(_keep)
+    if layer._compiled_call_impl is not None and torch._dynamo.config.skip_nnmodule_hook_guards:
+        # By default compiled code does not look for hooks, so that of one layer would serve all others.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
+    return slot
