@@ -33,7 +33,8 @@ class RunSummary:
         tokens_per_second: Mean rate over all ranks, with evaluations, checkpoints and compiling; None where nothing was
             left to train.
         loss: Weighted loss of the last step, in nats; None where it was not finite.
-        heldout_mask_loss: Masked-LM loss on held-out text at the positions that show [MASK], in nats per position.
+        heldout_mask_loss: Masked-LM loss on held-out text at the positions that show [MASK], in nats per position; of
+            a bare encoder None, as all of the following, since `details` has its held-out terms.
         heldout_mask_loss_se: Its standard error.
         heldout_mask_accuracy: Share of these positions at which the model's top-1 prediction is right.
         heldout_mask_accuracy_se: Its standard error.
@@ -95,20 +96,22 @@ class Evaluation:
 def distill(
     recipe: Recipe | None = None,
     *,
-    teacher: PathLike,
+    teacher: PathLike | Sequence[PathLike],
     output: PathLike,
     corpus: Sequence[PathLike] = (),
     tokens: PathLike | None = None,
     heldout: Sequence[PathLike] = (),
     choose_losses: bool = False,
 ) -> RunSummary:
-    """Train a student of a teacher, evaluate it and export it. Collective under a launcher.
+    """Train a student of a teacher, or of several, evaluate it and export it. Collective under a launcher.
 
     A run that finds its own checkpoints in `output` resumes from the newest.
 
     Args:
         recipe: Every setting of the run; without one, the defaults with choose_losses.
-        teacher: Folder of a masked-LM model, or the name of one on the Hugging Face Hub, which is fetched once.
+        teacher: Folder of a masked-LM model, or the name of one on the Hugging Face Hub, which is fetched once; with
+            losses.kl 0, of any encoder. Or several of them with one tokenizer, whose mean the student learns, weighted
+            by losses.teacher_weights.
         output: Folder for everything that the run makes.
         corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
         tokens: Folder that `ds-distill prepare` has made.
@@ -124,7 +127,7 @@ def distill(
         return _summary(
             pipeline.prepare_and_distill(
                 _checked(recipe or Recipe()),
-                str(teacher),
+                [str(name) for name in ([teacher] if isinstance(teacher, str | Path) else teacher)],
                 Path(output),
                 corpus=[str(text) for text in corpus],
                 tokens=None if tokens is None else str(tokens),

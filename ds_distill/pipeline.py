@@ -21,7 +21,7 @@ from ds_distill.run_folder import RunFolder
 
 def prepare_and_distill(
     recipe: Recipe,
-    teacher: str,
+    teachers: list[str],
     output: Path,
     *,
     corpus: list[str],
@@ -29,11 +29,11 @@ def prepare_and_distill(
     heldout: list[str],
     choose: bool = False,
 ) -> dict:
-    """Collective: distill a student of `teacher` from texts or prepared tokens.
+    """Collective: distill a student of `teachers` from texts or prepared tokens.
 
     Args:
         recipe: The recipe.
-        teacher: The folder or name of the teacher.
+        teachers: The folders or names of the teachers.
         output: The run's folder.
         corpus: The texts.
         tokens: The folder that `prepare` has made of texts, or None.
@@ -43,13 +43,15 @@ def prepare_and_distill(
     recipe = _check_job(recipe, corpus, tokens, heldout)
     if all(all_gather_object(choose)):  # where ranks differ, they are told so later
         recipe = replace(recipe, losses=_choose_losses(recipe, output, corpus, tokens))
-    preflight.fetch_model(teacher, "teacher =")
+    recipe.losses.weights_of_teachers(len(teachers))
+    for teacher in teachers:
+        preflight.fetch_model(teacher, "teacher =")
     if recipe.student.from_ is not None:
         preflight.fetch_model(recipe.student.from_, "student.from =")
-    folder = find_model_folder(teacher)
-    preflight.check_teacher(folder, recipe, Path(tokens) if tokens else None)
-    recipe, data, held = _make_tokens(recipe, str(folder.path), output, corpus, tokens, heldout)
-    return distill(recipe, folder, data, output, heldout=held)
+    folders = [find_model_folder(teacher) for teacher in teachers]
+    preflight.check_teachers(folders, recipe, Path(tokens) if tokens else None)
+    recipe, data, held = _make_tokens(recipe, str(folders[0].path), output, corpus, tokens, heldout)
+    return distill(recipe, folders, data, output, heldout=held)
 
 
 def prepare_and_pretrain(

@@ -123,6 +123,8 @@ class Losses:
         kl_tokens: Tokens in the KL term: "all" real tokens, as in the authors' code, or only the "masked"
             ones.
         match: Additional loss terms, each {loss, of, layers, weight, …}; none by default.
+        teacher_weights: Weights of several teachers, in the order of --teacher, divided by their sum: of their
+            logits, whose mean the student learns, and of their relations (loss: relation); default: equal weights.
     """
 
     kl: float = limited(5.0, 0, 1e6)
@@ -131,11 +133,27 @@ class Losses:
     temperature: float = limited(2.0, 0.01, 1e3)
     kl_tokens: Literal["all", "masked"] = "all"
     match: list[Match] = field(default_factory=list)
+    teacher_weights: list[float] | None = limited(None, 0, 1e6, each=True)
+
+    def weights_of_teachers(self, count: int) -> tuple[float, ...]:
+        """Return the weights of `count` teachers, which add up to 1; UserError where the recipe has not as many."""
+        given = self.teacher_weights or [1.0] * count
+        if len(given) != count or not sum(given):
+            raise UserError(
+                f"losses.teacher_weights = {given}: there {'is 1 teacher' if count == 1 else f'are {count} teachers'}; "
+                "give one number for each, not all of them 0, or leave it out"
+            )
+        return tuple(weight / sum(given) for weight in given)
 
     @property
     def need_teacher(self) -> bool:
         """Whether a term compares the student with a teacher."""
         return bool(self.kl or self.cosine or self.match)
+
+    @property
+    def need_vocabulary(self) -> bool:
+        """Whether a term is over the vocabulary, so that the student has a masked-LM head."""
+        return bool(self.kl or self.mlm)
 
     def matched_terms(self) -> dict[str, Match]:
         """Return the terms that compare what lies inside, by name: the cosine loss of the last layers, then `match`.
@@ -152,7 +170,7 @@ class Losses:
 
     def without_teacher(self) -> Self:
         """Return the masked-LM loss alone, with its weight."""
-        return replace(self, kl=0.0, cosine=0.0, match=[])
+        return replace(self, kl=0.0, cosine=0.0, match=[], teacher_weights=None)
 
 
 @dataclass

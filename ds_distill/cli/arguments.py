@@ -34,10 +34,12 @@ def add_teacher(parser, remark: str = "") -> None:
     """Add --teacher."""
     parser.add_argument(
         "--teacher",
-        type=UserPath | None,
-        default=None,
+        type=UserPath,
+        nargs="+",
+        default=[],
         help=f"folder, or name on the Hugging Face Hub (NAME or NAME@REVISION), of a masked-LM model "
-        f"({', '.join(FAMILIES)}){remark}",
+        f"({', '.join(FAMILIES)}), or with losses.kl 0 of any encoder; or several with one tokenizer, see "
+        f"losses.teacher_weights{remark}",
     )
 
 
@@ -74,7 +76,7 @@ def add_unread_heldout(parser) -> None:
 def add_unread_teacher(parser) -> None:
     """Add --teacher without using it, because a recipe written for distill may name a teacher."""
     help = "a recipe for distill may name it; not read by this command"
-    parser.add_argument("--teacher", type=UserPath | None, default=None, help=help)
+    parser.add_argument("--teacher", type=UserPath, nargs="+", default=[], help=help)
 
 
 def build_recipe(options) -> Recipe:
@@ -136,10 +138,10 @@ def check_text_paths(options) -> None:
         TokenDataset.open(options.tokens, "train")
 
 
-def check_teacher_path(options) -> None:
+def check_teacher_paths(options) -> None:
     """Raise UserError where --teacher is given and holds no model."""
-    if options.teacher:
-        find_model_folder(options.teacher).check_files()
+    for teacher in options.teacher:
+        find_model_folder(teacher).check_files()
 
 
 def check_start_path(options) -> None:

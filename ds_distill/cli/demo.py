@@ -79,7 +79,12 @@ def default_config(words: list[str]) -> Path:
 
 
 def check(options) -> None:
-    arguments.check_job(options)
+    recipe = arguments.check_job(options)
+    if not recipe.losses.mlm:
+        raise UserError(
+            "losses.mlm = 0: the demo also trains its student without the teacher, by the masked-LM loss alone, and "
+            "compares guesses at [MASK]; set it above 0, or use distill"
+        )
     check_demo(options)
 
 

@@ -45,12 +45,13 @@ def check(options) -> None:
     recipe = arguments.check_job(options)
     if not options.teacher:
         raise UserError("--teacher is missing; give the folder or cached name of a masked-LM model")
+    recipe.losses.weights_of_teachers(len(options.teacher))
     arguments.check_text_given(options, recipe)
 
 
 def check_paths(options) -> None:
     arguments.check_text_paths(options)
-    arguments.check_teacher_path(options)
+    arguments.check_teacher_paths(options)
     arguments.check_start_path(options)
     arguments.check_writable(options.output)
 
@@ -72,12 +73,14 @@ def run(options) -> dict:
 
 def closing(options, summary: dict) -> str:
     output, tokens = options.output, options.tokens or Path(options.output) / "tokens"
-    compare = ["evaluate", "--model", output, options.teacher, "--tokens", tokens]
+    compare = ["evaluate", "--model", output, *options.teacher, "--tokens", tokens]
     tune = ["finetune", "--task", "sst2", "--model", output, "--output", sibling(output, "sst2")]
+    guesses = "heldout_mask_count" in summary  # those of a student, and of its teacher, with masked-LM heads
+    both = guesses and ("teacher_parameters" not in summary or "teacher_heldout_mask_count" in summary)
     return format_closing(
         *training_result(summary, output),
         commands=[
-            ("compare the student with its teacher", compare),
+            *([("compare the student with its teacher", compare)] if both else []),
             ("fine-tune it on SST-2 of the Hub; --data DIR takes files of your own", tune),
             ("convert it for deployment", ["export", "--model", output, "--format", "onnx-int8"]),
         ],

@@ -46,10 +46,11 @@ COMMON_OPTIONS = (
 def add_arguments(parser) -> None:
     parser.add_argument(
         "--teacher",
-        type=UserPath | None,
-        default=None,
+        type=UserPath,
+        nargs="+",
+        default=[],
         help="config.json or a folder with it, name in the Hugging Face cache, or a well-known name such as "
-        f"google-bert/bert-base-uncased; weights are not needed ({', '.join(FAMILIES)})",
+        f"google-bert/bert-base-uncased; weights are not needed ({', '.join(FAMILIES)}); or several",
     )
     arguments.add_corpus(
         parser,
@@ -101,9 +102,10 @@ def add_arguments(parser) -> None:
 
 
 def check(options) -> None:
-    arguments.check_recipe(options)
+    recipe = arguments.check_recipe(options)
     if not options.teacher:
         raise UserError("--teacher is missing; give a folder with config.json, or the name of a known or cached model")
+    recipe.losses.weights_of_teachers(len(options.teacher))
     if options.gpu:
         find_device(options.gpu)
     _epoch_size(options)
@@ -127,10 +129,11 @@ def _epoch_size(options) -> EpochSize | None:
     return parse_tokens(options.tokens) if options.tokens else size_of_corpus(options.corpus)
 
 
-def _find_models(options) -> tuple[ModelFolder | KnownModel, ModelFolder | KnownModel | None]:
-    """Return the teacher, and the model that student.from names, if it does."""
+def _find_models(options) -> tuple[list[ModelFolder | KnownModel], ModelFolder | KnownModel | None]:
+    """Return the teachers, and the model that student.from names, if it does."""
     start = arguments.build_recipe(options).student.from_
-    return _find_model(options.teacher, "teacher"), None if start is None else _find_model(start, "student.from")
+    teachers = [_find_model(name, "teacher") for name in options.teacher]
+    return teachers, None if start is None else _find_model(start, "student.from")
 
 
 def _find_model(name: str, role: str) -> ModelFolder | KnownModel:
@@ -166,10 +169,10 @@ def run(options) -> dict:
     folder = _prepared_folder(options)
     if folder:
         recipe = with_prepared_settings(recipe, Path(folder))
-    teacher, start = _find_models(options)
+    teachers, start = _find_models(options)
     estimate = plan(
         recipe,
-        teacher,
+        teachers,
         folder,
         options.ranks,
         options.memory_gib,

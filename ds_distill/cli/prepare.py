@@ -125,8 +125,9 @@ def check_paths(options) -> None:
             raise UserError("--convert and --corpus: give one of them; --convert needs no text")
         return
     check_inputs(options.corpus)
-    option = "tokenizer" if options.tokenizer else "teacher"
-    arguments.check_tokenizer_folder(options[option], f"--{option}")
+    given = {"tokenizer": options.tokenizer} if options.tokenizer else {"teacher": options.teacher[0]}
+    for option, name in given.items():
+        arguments.check_tokenizer_folder(name, f"--{option}")
 
 
 def run(options) -> dict:
@@ -134,16 +135,16 @@ def run(options) -> dict:
     from ds_distill.data.run_data import bytes_bar, is_prepared, log_remarks, preparation_of
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import find_model_folder
-    from ds_distill.preflight.models import warn_if_teacher_unfit
+    from ds_distill.preflight.models import warn_if_teachers_unfit
 
     if options.convert:
         return _summary(options.output, convert(Path(options.convert)))
     recipe = arguments.build_recipe(options)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if options.teacher:
-        teacher = find_model_folder(options.teacher)
-        tokenizer = tokenizer or teacher.tokenizer
-        warn_if_teacher_unfit(teacher, recipe, options.tokenizer)
+        teachers = [find_model_folder(name) for name in options.teacher]
+        tokenizer = tokenizer or teachers[0].tokenizer
+        warn_if_teachers_unfit(teachers, recipe, options.tokenizer)
     output = Path(options.output)
     if is_prepared(output, options.corpus, tokenizer, recipe) and (stored := read_summary(output)):
         log(f"{output}: finished before ({read_manifest(output)['real_tokens']['train']:,} tokens), nothing to do")
@@ -154,7 +155,7 @@ def run(options) -> dict:
             "text": " ".join(options.corpus),
             "tokens": f"{data.mode}, up to {data.sequence_length} per sequence, "
             f"{100 * data.heldout_fraction:g} % of the documents held out",
-            "tokenizer": options.tokenizer or options.teacher,
+            "tokenizer": options.tokenizer or options.teacher[0],
             "output": options.output,
         }
     )
@@ -197,7 +198,7 @@ def closing(options, summary: dict) -> str:
     if options.convert:
         return format_closing(table, aligned([("files", output)]), commands=[])
     if options.teacher:
-        teacher = ["--teacher", options.teacher, "--tokens", output]
+        teacher = ["--teacher", *options.teacher, "--tokens", output]
         commands = [
             ("what a distillation on this text takes", ["estimate", *teacher]),
             ("distill the teacher", ["distill", *teacher, "--output", sibling(output, "student")]),

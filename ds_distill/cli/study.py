@@ -10,6 +10,7 @@ from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned
 from ds_distill.tasks.catalog import TASKS
@@ -111,7 +112,8 @@ def check_paths(options) -> None:
     for inputs in (options.corpus, options.heldout):
         if inputs:
             check_inputs(inputs)
-    arguments.check_teacher_path(options)
+    if options.teacher:
+        find_model_folder(options.teacher).check_files()
     arguments.check_writable(options.output)
 
 

@@ -106,13 +106,13 @@ def run(
             teacher = find_model_folder(str(SHIPPED_TEACHER))
         distilled = _run_unless_finished(
             output / "distilled",
-            lambda folder: distill(recipe, teacher, tokens, folder, title=DISTILLED, heldout=evaluated),
+            lambda folder: distill(recipe, [teacher], tokens, folder, title=DISTILLED, heldout=evaluated),
         )
         plain = copy.deepcopy(recipe)
         plain.losses = recipe.losses.without_teacher()
         baseline = _run_unless_finished(
             output / "baseline",
-            lambda folder: distill(plain, teacher, tokens, folder, title=BASELINE, heldout=evaluated),
+            lambda folder: distill(plain, [teacher], tokens, folder, title=BASELINE, heldout=evaluated),
         )
     if not is_first():
         return {}

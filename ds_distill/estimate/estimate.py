@@ -5,27 +5,31 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psutil
 import torch
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.data.shares import Shares
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.estimate.flops import flops_per_token
+from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
 from ds_distill.estimate.known_models import KnownModel
 from ds_distill.estimate.matches import match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
-from ds_distill.models.families import check_positions, get_family_by_type
+from ds_distill.losses.terms import make_matches, teacher_sites
+from ds_distill.models.ensemble import Ensemble, counterparts
+from ds_distill.models.families import check_positions, get_family
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.precision import teacher_dtype
+from ds_distill.models.loading import new_model
+from ds_distill.models.precision import common_dtype, teacher_dtype
 from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student, resolve_layers
-from ds_distill.models.teacher import Teacher
+from ds_distill.models.teacher import Teacher, needed_part
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels, rows_of_logits
 from ds_distill.training.deepspeed_config import resolve_zero_config
@@ -47,7 +51,7 @@ class Estimator:
 
     Args:
         recipe: The recipe.
-        teacher: The teacher, of which only the config is read.
+        teachers: The teachers, of which only the configs are read.
         gpu: The kind of GPU to estimate for, in place of this machine's device.
         start: The model that student.from names, of which only the config is read; None where the recipe names none.
 
@@ -58,7 +62,7 @@ class Estimator:
     def __init__(
         self,
         recipe: Recipe,
-        teacher: ModelFolder | KnownModel,
+        teachers: Sequence[ModelFolder | KnownModel],
         gpu: Device | None = None,
         start: ModelFolder | KnownModel | None = None,
     ):
@@ -74,9 +78,13 @@ class Estimator:
             self.dtype = resolve_dtype(training, self.device)
         self.stage = resolve_zero_config(training, self.dtype)["stage"]
         self.length = recipe.data.sequence_length
-        config = teacher.config
-        self.teacher_dtype = teacher_dtype(self.device, self.dtype, training.teacher_precision, config.dtype)
-        check_positions(config, self.length, teacher.title)
+        self.configs = [teacher.config for teacher in teachers]
+        config = self.configs[0]
+        self.teacher_dtype = common_dtype(
+            [teacher_dtype(self.device, self.dtype, training.teacher_precision, each.dtype) for each in self.configs]
+        )
+        for teacher in teachers:
+            check_positions(teacher.config, self.length, teacher.title)
         self.layer_map = (
             None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         )
@@ -90,13 +98,25 @@ class Estimator:
                 hidden_size=recipe.student.hidden_size,
                 dropout=training.dropout,
             )
-        self.teacher, self.student = self._build_models(config, student_config, "meta")
         self.uses_teacher = recipe.losses.need_teacher
-        self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
+        with torch.device("meta"):
+            matches = make_matches(recipe.losses, student_config, config, self.layer_map, self.configs[1:])
+        self.sites, self.averaged = teacher_sites(matches.values())
+        self.teachers, self.student = self._build_models(student_config, "meta")
+        self.teacher_bytes = sum(map(count_parameters, self.teachers)) * self.teacher_dtype.itemsize
+        if len(self.teachers) > 1 and recipe.losses.kl:  # their decoders are joined, in a copy
+            widths = sum(get_family(model).get_decoder(model).in_features for model in self.teachers)
+            self.teacher_bytes += config.vocab_size * widths * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
-            self.teacher_bytes += prepacked_bytes(self.teacher)
+            self.teacher_bytes += sum(map(prepacked_bytes, self.teachers))
         self.matches = match_cost(
-            recipe.losses, student_config, config, self.layer_map, self.length, self.teacher_dtype.itemsize
+            recipe.losses,
+            student_config,
+            config,
+            self.layer_map,
+            self.length,
+            self.teacher_dtype.itemsize,
+            self.configs[1:],
         )
         self.activations = activation_bytes_fit(
             self.student,
@@ -107,17 +127,20 @@ class Estimator:
             fused_attention=self.device.type == "cuda" or not training.dropout,
         )
 
-    def _build_models(
-        self, teacher: PretrainedConfig, student: PretrainedConfig, device: str
-    ) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """Return a teacher and a student with random weights in fp32."""
+    def _build_models(self, student: PretrainedConfig, device: str) -> tuple[list[PreTrainedModel], PreTrainedModel]:
+        """Return what runs of the teachers, and a student, with random weights in fp32."""
+        losses = self.recipe.losses
+        teachers: list[PreTrainedModel] = []
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.random.default_generator.manual_seed(self.recipe.training.seed)
-            teacher_model = AutoModelForMaskedLM.from_config(teacher).float().eval()
-            student_model = AutoModelForMaskedLM.from_config(student, attn_implementation="sdpa").float().train()
+            for config in self.configs:
+                model = new_model(config, head=bool(losses.kl)).float().eval()
+                sites = self.sites if not teachers else counterparts(self.averaged, self.configs[0], config)
+                teachers.append(needed_part(model, sites, head=bool(losses.kl)) if self.uses_teacher else model)
+            student_model = new_model(student, head=losses.need_vocabulary, attn_implementation="sdpa").float().train()
         if self.recipe.training.gradient_checkpointing:
             student_model.gradient_checkpointing_enable()
-        return teacher_model, student_model
+        return teachers, student_model
 
     def memory(self, micro_batch_size: int, stage: int, ranks: int):
         """Return the Memory of one rank."""
@@ -160,18 +183,22 @@ class Estimator:
             micro_batch_size: Sequences per micro-batch.
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
-        teacher, student = self._build_models(self.teacher.config, self.student.config, "cpu")
+        teachers, student = self._build_models(self.student.config, "cpu")
         objective = Objective(
             student.to(self.device),  # type: ignore[arg-type]  # wrong in transformers
             self.recipe.losses,
             1,
-            self.teacher.config,
+            self.configs[0],
             self.layer_map,
+            self.configs[1:],
         )
-        frozen = None
+        frozen: Teacher | Ensemble | None = None
         if self.uses_teacher:
-            teacher.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
-            frozen = Teacher(teacher)
+            for model in teachers:
+                model.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
+            taught = [Teacher(model) for model in teachers]
+            weights = self.recipe.losses.weights_of_teachers(len(taught))
+            frozen = taught[0] if len(taught) == 1 else Ensemble(taught, weights, objective.averaged_sites)
         objective.divide_by({site: torch.ones(1, device=self.device) for site in objective.divided_sites})
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(
@@ -192,28 +219,38 @@ class Estimator:
         return ids.numel() / (time.perf_counter() - began)
 
     @property
-    def flops_per_token(self) -> float:
-        """The floating-point operations per token of a training step."""
-        teacher = self.teacher.config if self.uses_teacher else None
-        return flops_per_token(teacher, self.student.config, self.length, self.projected) + self.matches.flops
+    def projected(self) -> float:
+        """The share of positions that the student's head runs on: on a GPU all, on a CPU those that a loss needs."""
+        if not self.recipe.losses.need_vocabulary:
+            return 0.0
+        return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
 
     @property
-    def projected(self) -> float:
-        """The share of positions that the heads run on: on a GPU all, on a CPU those that a loss needs."""
-        return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+    def flops_per_token(self) -> float:
+        """The floating-point operations per token of a training step: the teachers' forward, and the student's step."""
+        teachers = 0.0
+        if self.uses_teacher:
+            share = self.projected if self.recipe.losses.kl else 0.0
+            for model in self.teachers:
+                layers = len(get_family(model).get_layers(model))
+                teachers += forward_flops_per_token(model.config, self.length, share, layers)
+        student = flops_per_token(None, self.student.config, self.length, self.projected)
+        return teachers + student + self.matches.flops
 
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
         """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""
-        teacher, student = (
-            get_family_by_type(model.config.model_type).dims(model.config) for model in (self.teacher, self.student)
-        )
-        share = self.projected
-        passes = ((teacher, int(self.uses_teacher)), (student, 3))
+        models = [(model, 1) for model in self.teachers if self.uses_teacher] + [(self.student, 3)]
+        passes = [
+            (len(get_family(model).get_layers(model)), get_family(model).dims(model.config).width, times)
+            for model, times in models
+        ]
         work = Work(
             flops=self.flops_per_token,
-            logits=self.student.config.vocab_size * share * (1.0 if self.uses_teacher else 0.5),
-            layers=sum(dims.depth * times for dims, times in passes),
-            hidden=sum(dims.depth * dims.width * times for dims, times in passes),
+            logits=self.student.config.vocab_size
+            * self.projected
+            * (1.0 if self.uses_teacher and self.recipe.losses.kl else 0.5),
+            layers=sum(depth * times for depth, _, times in passes),
+            hidden=sum(depth * width * times for depth, width, times in passes),
         )
         return estimate_rate(gpu, work, micro_batch_size * self.length)
 
@@ -244,7 +281,7 @@ def _dtype_on(gpu: Device, training: Training) -> torch.dtype:
     return getattr(torch, known[training.precision])
 
 
-def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
+def choose_micro_batch(recipe: Recipe, teachers: Sequence[ModelFolder]) -> int:
     """Collective: return the largest micro-batch that fits the memory of the smallest rank.
 
     It divides the global batch over the ranks.
@@ -253,7 +290,7 @@ def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
         UserError: If not even one sequence fits.
     """
     start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
-    estimator = Estimator(recipe, teacher, start=start)
+    estimator = Estimator(recipe, teachers, start=start)
     ranks = torch.distributed.get_world_size()
     available, in_use = estimator.available_memory()
     smallest = torch.tensor(

@@ -29,18 +29,22 @@ def flops_per_token(
     return 3 * forward + (forward_flops_per_token(teacher, length, projected) if teacher is not None else 0.0)
 
 
-def forward_flops_per_token(config: PretrainedConfig, length: int, projected: float = 1.0) -> float:
+def forward_flops_per_token(
+    config: PretrainedConfig, length: int, projected: float = 1.0, layers: int | None = None
+) -> float:
     """Return the floating-point operations per token of a masked-LM model's forward, from its linear layers.
 
     Args:
         config: The model's config.
         length: Tokens per sequence, each of which attends to all others.
-        projected: The share of positions that the head runs on.
+        projected: The share of positions that the head runs on; 0 for a bare encoder.
+        layers: How many of the layers run; all of them if None.
     """
     encoder, head = linear_shapes(config)
     dims = get_family_by_type(config.model_type).dims(config)
+    share = 1.0 if layers is None else layers / dims.depth
     scores_and_values = 2 * dims.depth * length * dims.width
-    return 2.0 * (_products(encoder) + scores_and_values + projected * _products(head))
+    return 2.0 * (share * (_products(encoder) + scores_and_values) + projected * _products(head))
 
 
 def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:

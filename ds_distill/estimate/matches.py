@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transformers import PretrainedConfig
 
 from ds_distill.losses.head_terms import AttentionLoss, RelationLoss
-from ds_distill.losses.terms import make_matches
+from ds_distill.losses.terms import make_matches, teacher_sites
 from ds_distill.models.families import get_family_by_type
 from ds_distill.recipe import Losses
 
@@ -33,6 +33,7 @@ def match_cost(
     layer_map: Sequence[int] | None,
     length: int,
     teacher_size: int,
+    further_teachers: Sequence[PretrainedConfig] = (),
 ) -> MatchCost:
     """Return what the entries of losses.match take; the cosine loss of the last layers is counted elsewhere.
 
@@ -43,19 +44,22 @@ def match_cost(
         layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
         length: Tokens per sequence, each of which is compared with all others.
         teacher_size: Bytes of one of the teacher's numbers.
+        further_teachers: The configs of the other teachers, over all of which relations are averaged.
 
     Raises:
         UserError: As `make_matches` does.
     """
-    own, wide = (get_family_by_type(config.model_type).dims(config).width for config in (student, teacher))
+    own, wide, *others = (
+        get_family_by_type(config.model_type).dims(config).width for config in (student, teacher, *further_teachers)
+    )
     flops = kept = temporary = 0.0
-    recorded = set()
-    for match in make_matches(replace(losses, cosine=0.0), student, teacher, layer_map).values():
-        recorded |= {site for _, site in match.sites}
+    matches = make_matches(replace(losses, cosine=0.0), student, teacher, layer_map, further_teachers).values()
+    recorded, averaged = teacher_sites(matches)
+    for match in matches:
         if isinstance(match, RelationLoss):
             for a, b in match.relations:
                 # scores of both models, and the gradient in both vectors
-                flops += len(match.pairs) * 2 * length * (wide + 3 * own)
+                flops += len(match.pairs) * 2 * length * (wide + sum(others) + 3 * own)
                 kept += len(match.pairs) * 4 * own * (1 if a == b else 2)
         elif isinstance(match, AttentionLoss):
             # of each head, products of its queries and of its keys with themselves, and the gradients in both
@@ -67,4 +71,5 @@ def match_cost(
             if match.projection is not None:
                 flops += len(match.sites) * 3 * 2 * own * wide
             kept += len(match.sites) * 4 * 2 * wide  # fp32 copies of both
-    return MatchCost(flops, kept + temporary + len(recorded) * teacher_size * wide)
+    states = len(recorded) * wide + len(averaged) * sum(others)
+    return MatchCost(flops, kept + temporary + teacher_size * states)

@@ -95,9 +95,11 @@ def estimate_memory(
     rows, width = cast(int, training.micro_batch_size) * length, get_family(student).dims(config).width
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
     backend = "torch" if device == "cpu" or training.compile == "off" else "triton"
-    loss = live_bytes(rows, config.vocab_size, size, device, backend) + 4 * rows * width + 4 * config.vocab_size * width
-    if (wider := padded_vocab_size(config.vocab_size, device)) != config.vocab_size:
-        loss += 2 * size * wider * width  # Both weights are copied.
+    loss = 4.0 * rows * width
+    if get_family(student).has_head(student):
+        loss += live_bytes(rows, config.vocab_size, size, device, backend) + 4 * config.vocab_size * width
+        if (wider := padded_vocab_size(config.vocab_size, device)) != config.vocab_size:
+            loss += 2 * size * wider * width  # Both weights are copied.
     # Measurements on CPUs show that from stage 2 on the memory of a bucket remains in the next
     # forward.
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
@@ -158,7 +160,7 @@ def activation_bytes_fit(
             attention,
         ):
             hidden = family.get_encoder(student)(input_ids=ids, attention_mask=None).last_hidden_state
-            head = family.mlm_transform(student, hidden)
+            head = family.mlm_transform(student, hidden) if family.has_head(student) else None
         counted.append(sum(saved.values()))
         del hidden, head
     first, both = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)

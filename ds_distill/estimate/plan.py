@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 from ds_distill.data.shares import Shares
@@ -57,7 +57,7 @@ class Speed(NamedTuple):
 
 def plan(
     recipe: Recipe,
-    teacher: ModelFolder | KnownModel,
+    teachers: Sequence[ModelFolder | KnownModel],
     tokens: str | None,
     ranks: int,
     memory_gib: float | None,
@@ -72,7 +72,7 @@ def plan(
 
     Args:
         recipe: The recipe.
-        teacher: The teacher.
+        teachers: The teachers.
         tokens: A prepared folder, which tells how long an epoch is.
         ranks: The number of devices.
         memory_gib: Memory per device; that of `gpu`, or this machine's, if None.
@@ -94,7 +94,7 @@ def plan(
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
     device = find_device(gpu) if gpu else None
-    estimator = Estimator(recipe, teacher, device, start)
+    estimator = Estimator(recipe, teachers, device, start)
     training, stage = copy.copy(recipe.training), estimator.stage
     available, in_use = estimator.available_memory()
     available = memory_gib * GIB if memory_gib else available
@@ -111,7 +111,7 @@ def plan(
     if scaling and speed.kind != "given" and ranks > NODE:
         speed = _less_network(speed, scaling(ranks).tokens_per_second, network)
     rate = speed.tokens_per_second
-    flops = estimator.flops_per_token
+    flops, first = estimator.flops_per_token, estimator.configs[0]
     hours = total_tokens / rate / 3600 if total_tokens else None
     price_source = "given" if price else device.price_source if device else None
     price = price or (device.price if device else None)
@@ -121,14 +121,18 @@ def plan(
             "ZeRO 3 does not pay here: it gathers all weights twice in every micro-batch and leaves the blocks "
             f"uncompiled, to save {rows[1]['peak'] - rows[3]['peak']:.1f} GiB that ZeRO 1, which fits, would take."
         )
-    if epoch and epoch.title and estimator.teacher.config.vocab_size != BERT_VOCABULARY:
+    if epoch and epoch.title and first.vocab_size != BERT_VOCABULARY:
         notes.append("The corpus is counted in tokens of BERT's uncased tokenizer; this teacher's makes more or fewer.")
-    if not any(
-        name.endswith(("ForMaskedLM", "ForPreTraining")) for name in teacher.config.architectures or ["ForMaskedLM"]
-    ):
-        notes.insert(0, f"{teacher.title} has no masked-LM head: add one first with `ds-distill pretrain --from`.")
+    for teacher in teachers if recipe.losses.kl else ():
+        names = teacher.config.architectures or ["ForMaskedLM"]
+        if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+            notes.insert(
+                0,
+                f"{teacher.title} has no masked-LM head: add one first with `ds-distill pretrain --from`, or distill "
+                "its encoder alone with losses.kl = 0 and losses.mlm = 0.",
+            )
     estimate = {
-        "teacher_parameters": count_parameters(estimator.teacher),
+        "teacher_parameters": sum(map(count_parameters, estimator.teachers)),
         "student_parameters": student_parameters,
         "mflops_per_token": round(flops / 1e6, 1),
         "tokens_per_step": step_tokens,
@@ -154,11 +158,11 @@ def plan(
         "advice": _advice(rows[stage], rows, largest, training),
         "scaling": scaling and strong_scaling(scaling, training.global_batch_size, total_tokens, network),
         "expected_student": expected_result(
-            estimator.teacher.config, estimator.student.config, student_parameters, estimator.uses_teacher
+            first, estimator.student.config, student_parameters, estimator.uses_teacher
         ),
         "notes": notes,
     }
-    return {"sentence": _sentence(estimate, teacher, recipe, stage)} | estimate
+    return {"sentence": _sentence(estimate, teachers, recipe, stage)} | estimate
 
 
 def _scaling(
@@ -334,7 +338,7 @@ def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -
     return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
 
 
-def _sentence(estimate: dict, teacher: ModelFolder | KnownModel, recipe: Recipe, stage: int) -> str:
+def _sentence(estimate: dict, teachers: Sequence[ModelFolder | KnownModel], recipe: Recipe, stage: int) -> str:
     """Return the plan in one sentence."""
     ranks, rate, price = estimate["ranks"], estimate["tokens_per_second"], estimate["price_per_device_hour"]
     machine = estimate["gpu"] or f"this machine's {'CPU' if estimate['device'] == 'cpu' else 'GPU'}"
@@ -342,8 +346,9 @@ def _sentence(estimate: dict, teacher: ModelFolder | KnownModel, recipe: Recipe,
     verdict, _, remedy = estimate["advice"].partition("; ")
     place = "" if "ZeRO stage" in verdict else f" at ZeRO stage {stage}"
     need = estimate["stages"][stage]["peak"]
+    names = " and ".join(teacher.name for teacher in teachers)
     start = (
-        f"Estimate: distilling {teacher.name} on {count}{machine} {verdict}{place} with micro-batches of "
+        f"Estimate: distilling {names} on {count}{machine} {verdict}{place} with micro-batches of "
         f"{estimate['micro_batch_size']} × {recipe.data.sequence_length} tokens, which need {need:.1f} of "
         f"{estimate['memory_gib']} GiB per device"
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files
 from ds_distill.models.families import get_family
+from ds_distill.models.loading import new_model, no_pooler
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.console import log
@@ -25,9 +26,9 @@ def export(
     card: str,
     kept: Path | None = None,
 ) -> Path:
-    """Write `weights` as a folder that AutoModelForMaskedLM loads, and return `output`.
+    """Write `weights` as a folder that AutoModelForMaskedLM loads, or AutoModel for a bare encoder; return `output`.
 
-    The folder is reloaded, and its logits are compared with the weights' own before a rename
+    The folder is reloaded, and its outputs are compared with the weights' own before a rename
     publishes it. Where the same model lies there already, the folder stays, with its card and the
     formats made of it. The folder of another model is replaced, and a line names what had been made
     of that model.
@@ -41,7 +42,7 @@ def export(
         kept: A folder whose files of sentence-transformers are added, where it has them.
 
     Raises:
-        RuntimeError: The logits differ.
+        RuntimeError: The outputs differ.
         UserError: `output` holds anything but an earlier export by ds-distill.
     """
     output = Path(os.path.abspath(output))  # the folders beside it are named after it, and "." has no name
@@ -52,7 +53,8 @@ def export(
         and not (old_card.is_file() and MADE_WITH in old_card.read_text(encoding="utf-8", errors="replace"))
     ):
         raise UserError(f"{output}: already exists and is not an export of ds-distill; choose another folder")
-    model = type(like)(like.config).eval()
+    head = get_family(like).has_head(like)
+    model = new_model(like.config, head=head).float().eval()  # the config may name 16 bit
     _load_weights(model, weights)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,13 +62,14 @@ def export(
     if kept:
         copy_sentence_transformers_files(kept, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
-    reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
+    auto, options = (AutoModelForMaskedLM, {}) if head else (AutoModel, no_pooler(like.config.model_type))
+    reloaded = auto.from_pretrained(partial, use_safetensors=True, **options).eval()
     length = min(32, get_family(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
     with torch.no_grad():
-        difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()
+        difference = (reloaded(ids)[0] - model(ids)[0]).abs().max().item()  # logits, or the last hidden states
     if difference != 0.0:
-        raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
+        raise RuntimeError(f"export: the reloaded folder's outputs differ by {difference}")
     if output.exists():
         files = [file for file in partial.rglob("*") if file.is_file() and file != partial / "README.md"]
         if all(_is_same_file(file, output / file.relative_to(partial)) for file in files):

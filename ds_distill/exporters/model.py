@@ -20,7 +20,7 @@ from transformers import (
 
 from ds_distill.models.families import get_family_by_type, get_input_names
 from ds_distill.models.folder import find_model_folder, join_names
-from ds_distill.models.loading import load_model
+from ds_distill.models.loading import load_model, no_pooler
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
 
@@ -122,11 +122,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:
-    """Return the options with which from_pretrained makes an encoder without a pooler.
-
-    Masked-LM models lack a pooler's weights, and some families never have one.
-    """
-    return {"add_pooling_layer": False} if head == "encoder" and get_family_by_type(model_type).has_pooler else {}
+    """Return the options with which from_pretrained makes a model of this head; an encoder has no pooler."""
+    return no_pooler(model_type) if head == "encoder" else {}
 
 
 def read_json(file: Path) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -18,7 +18,7 @@ from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting import provenance
-from ds_distill.reporting.model_card import QUANTIZED, front_matter, set_metadata
+from ds_distill.reporting.model_card import MADE_WITH, PIPELINES, QUANTIZED, front_matter, set_metadata
 from ds_distill.reporting.provenance import parse_front_matter
 from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError
@@ -113,13 +113,18 @@ def _make_card(source: ExportModel, name: str) -> str:
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     named = hub.name_in_cache(source.folder)
-    if parse_front_matter(card) and source.head != "encoder":
-        return set_metadata(card, base_model=named[0]) if named else card
+    metadata, tags = parse_front_matter(card), ["sentence-transformers"] if source.head == "encoder" else []
+    # the card of a model whose head is left out is not one of its encoder
+    if metadata and (
+        source.head != "encoder" or (MADE_WITH in card and metadata.get("pipeline_tag") == PIPELINES["encoder"])
+    ):
+        entries: dict[str, Any] = {"base_model": named[0]} if named else {}
+        entries |= {"tags": list(dict.fromkeys([*metadata.get("tags", []), *tags]))} if tags else {}
+        return set_metadata(card, **entries) if entries else card
     origin = provenance.from_model(source.folder)
     description = (
         f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
     )
-    tags = ["sentence-transformers"] if source.head == "encoder" else []
     entries = {"base_model": origin.base_model, "language": origin.language, **origin.license, "tags": tags}
     return front_matter(source.head, **entries) + f"# {name}\n\n{description} Exported with ds-distill.\n"
 

@@ -1,11 +1,12 @@
 """The job of distilling a student on prepared tokens."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ds_distill.data.run_data import open_run_data
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.jobs.frozen_teacher import freeze_teacher
+from ds_distill.jobs.frozen_teacher import freeze_teachers
 from ds_distill.jobs.micro_batch import with_resolved_micro_batch
 from ds_distill.jobs.run_files import (
     describe_circumstances,
@@ -14,39 +15,39 @@ from ds_distill.jobs.run_files import (
     forward_mflops,
     keep_model,
 )
+from ds_distill.jobs.teachers_evaluation import evaluate_teachers
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import build_student, count_parameters, find_start, plan_student
-from ds_distill.models.teacher import Teacher, weights_fingerprint
-from ds_distill.preflight.models import check_fits_prepared_tokens
+from ds_distill.models.loading import load_teacher
+from ds_distill.models.student import build_student, count_parameters, find_start, load_start, plan_student
+from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.preflight.models import check_fits_prepared_tokens, check_one_vocabulary
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
 from ds_distill.reporting.heldout import share_kept
 from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.training.evaluation import evaluate
 from ds_distill.training.trainer import Trainer, explain_training_memory
-from ds_distill.utils.console import log, progress
+from ds_distill.utils.console import log
 
 
 def distill(
     recipe: Recipe,
-    teacher: ModelFolder,
+    teachers: Sequence[ModelFolder],
     tokens: Path,
     output: Path,
     *,
     title: str = "distill",
     heldout: dict[str, Path] | None = None,
 ) -> dict:
-    """Collective: distill a student of `teacher` on prepared tokens.
+    """Collective: distill a student of `teachers` on prepared tokens.
 
-    With losses.kl and losses.cosine 0 the same student is trained without the teacher.
+    It starts from the first one. With no term that compares it with them, the same student is trained without them.
 
     Args:
         recipe: The recipe.
-        teacher: The teacher.
+        teachers: The teachers.
         tokens: The folder of prepared tokens.
         output: The run's folder.
         title: The title of plot and model card.
@@ -57,14 +58,21 @@ def distill(
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
-    recipe = with_resolved_micro_batch(recipe, teacher, world)
+    losses, first = recipe.losses, teachers[0]
+    recipe = with_resolved_micro_batch(recipe, teachers, world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
-    check_fits_prepared_tokens(store, teacher)
-    source = load_masked_lm(teacher)
-    inputs = {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}
+    check_one_vocabulary(teachers, bool(losses.kl))
+    for teacher in teachers:
+        check_fits_prepared_tokens(store, teacher)
+    sources = [load_teacher(teacher, logits=bool(losses.kl)) for teacher in teachers]
+    source = sources[0]
+    prints = " + ".join(weights_fingerprint(model)[:16] for model in sources)
+    inputs = {"data": store.manifest["fingerprint"], "teacher": prints}
     start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
     if start:
-        inputs["student.from"] = weights_fingerprint(load_masked_lm(start))[:16]
+        inputs["student.from"] = weights_fingerprint(load_start(start, head=losses.need_vocabulary))[:16]
+    if not losses.need_vocabulary:
+        inputs["student.head"] = "none"  # earlier versions kept one that no term trained
     with locked_run_folder(
         output,
         recipe.identity() | inputs,
@@ -74,32 +82,45 @@ def distill(
         if finished := finished_before(folder, recipe, loader, held):
             return finished
         t = recipe.training
-        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
+        student = build_student(
+            source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=losses.need_vocabulary
+        )
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
             log(f"student: a copy of {start.name}")
-        origin = provenance.from_model(
-            teacher.path,
+        elif losses.need_vocabulary and not get_family(source).has_head(source):
+            log(f"student: {first.name} has no masked-LM head, so the student's is a new one")
+        origin = provenance.from_models(
+            [teacher.path for teacher in teachers],
             start=start and provenance.name_model(start.path),
             layers=layer_map,
             base_layers=get_family(source).dims(source.config).depth,
-            distilled=recipe.losses.need_teacher,
+            distilled=losses.need_teacher,
             **describe_circumstances(store, world),
         )
-        keep_model(student.config, tokens, folder, origin, teacher)
-        objective = Objective(student, recipe.losses, world, source.config, layer_map)
+        keep_model(student, tokens, folder, origin, first)
+        further = [model.config for model in sources[1:]]
+        objective = Objective(student, losses, world, source.config, layer_map, further)
         frozen = None
         teacher_figures: dict[str, float | None] = {}
-        if recipe.losses.need_teacher:
-            teacher_figures["parameters"] = count_parameters(source)
-            teacher_figures["forward_mflops_per_token"] = forward_mflops(source.config, store)
-            frozen = freeze_teacher(source, teacher, t, loader.micro_batches(0)[0], device, dtype)
-        del source
+        # a teacher without the head that the student has cannot be measured as the student is
+        measured = losses.need_teacher and losses.need_vocabulary and all(get_family(x).has_head(x) for x in sources)
+        if losses.need_teacher:
+            teacher_figures["parameters"] = sum(map(count_parameters, sources))
+            teacher_figures["forward_mflops_per_token"] = sum(forward_mflops(model, store) for model in sources)
+            del source
+            batch = loader.micro_batches(0)[0]
+            frozen = freeze_teachers(
+                sources, teachers, recipe, batch, device, dtype, objective.teacher_sites, objective.averaged_sites
+            )
+        else:
+            del source, sources
         with explain_training_memory(t):
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
-            heldout_of_teacher = {} if frozen is None else _evaluate_teacher(trainer, frozen, world)
-        summary["kl_tokens"] = recipe.losses.kl_tokens
+            heldout_of_teacher = evaluate_teachers(trainer, teachers) if measured else {}
+        if losses.need_vocabulary:
+            summary["kl_tokens"] = losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
         summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))
@@ -111,19 +132,6 @@ def distill(
             origin,
             teacher=heldout_of_teacher,
             layer_map=layer_map,
-            teacher_folder=str(teacher.path),
+            # a report finds the run of the teacher, where it is one, by this
+            **({"teacher_folder": str(first.path)} if len(teachers) == 1 else {}),
         )
-
-
-def _evaluate_teacher(trainer: Trainer, teacher: Teacher, world: int) -> dict[str, dict]:
-    """Collective: return the teacher's figures on each held-out set, under the student's masks.
-
-    The teacher is not of use for training afterwards.
-    """
-    objective = Objective(teacher.model, trainer.objective.losses.without_teacher(), world).eval()
-    figures = {}
-    with progress(None, "teacher's evaluation", "batch") as bar:
-        for name, make_batches in trainer.heldout.items():
-            batches = (batch for batch in make_batches() if bar.update() or True)
-            figures[name] = evaluate(objective, batches, trainer.device)
-    return figures

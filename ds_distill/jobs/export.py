@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import run_on_rank0
 from ds_distill.exporters.huggingface import export
+from ds_distill.jobs.run_files import describe_head
 from ds_distill.models.student import count_parameters
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
 from ds_distill.run_folder import RunFolder, run_in
 from ds_distill.training import checkpoint
-from ds_distill.training.weights import load_checkpoint_weights
+from ds_distill.training.weights import load_checkpoint_weights, trained_class
 from ds_distill.utils.errors import UserError
 
 
@@ -35,7 +36,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     step = max(checkpoints) if step is None else step
     if step not in checkpoints:
         raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(checkpoints)))}")
-    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder.model))
+    model = trained_class(checkpoints[step], AutoConfig.from_pretrained(folder.model))
     weights = load_checkpoint_weights(checkpoints[step], model)
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(
@@ -44,6 +45,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
         identity,
         identity.get("data", ""),
         provenance.read(folder.provenance),
+        **describe_head(model),
     )
     run_on_rank0(lambda: export(weights, model, load_tokenizer(folder.model), output, card, kept=folder.model))
     return summary

@@ -1,6 +1,8 @@
-"""The teacher of a run, in a number format that its activations fit in."""
+"""The teachers of a run, in a number format that their activations fit in."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,42 +10,62 @@ from transformers import PreTrainedModel
 
 from ds_distill.data.batch import Batch
 from ds_distill.distributed.process_group import all_gather_object
+from ds_distill.models.ensemble import Ensemble, counterparts
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Training
+from ds_distill.models.intermediates import LAST_HIDDEN, Site
+from ds_distill.models.precision import common_dtype, teacher_dtype
+from ds_distill.models.teacher import Teacher, needed_part
+from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 
 _ROWS = 512  # tokens whose logits exist at a time
 
 
-def freeze_teacher(
-    model: PreTrainedModel,
-    folder: ModelFolder,
-    training: Training,
+def freeze_teachers(
+    models: list[PreTrainedModel],
+    folders: Sequence[ModelFolder],
+    recipe: Recipe,
     batch: Batch,
     device: torch.device,
     dtype: torch.dtype,
-) -> Teacher:
-    """Collective: return the teacher on `device`, after a look at what it computes for one batch.
+    sites: Sequence[Site] = (LAST_HIDDEN,),
+    averaged: Sequence[Site] = (),
+) -> Teacher | Ensemble:
+    """Collective: return the teachers on `device`, after a look at what each computes for one batch.
 
     Args:
-        model: The loaded model, fp32 on the CPU. It is moved and cast in place.
-        folder: The folder that it was loaded from.
-        training: The recipe's training section.
+        models: The loaded models, fp32 on the CPU, which this list then no longer has. What the recipe does not need
+            of them is dropped; the rest is moved and cast in place.
+        folders: The folders that they were loaded from.
+        recipe: The recipe.
         batch: A micro-batch of this rank.
         device: The device of the run.
         dtype: The student's number format.
+        sites: What is recorded of the first one.
+        averaged: Those of them at which the others are recorded too.
 
     Raises:
         UserError: A hidden state or a logit is NaN or infinite on one of the ranks.
     """
-    wanted = teacher_dtype(device, dtype, training.teacher_precision, folder.config.dtype)
-    teacher = Teacher(model.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
-    problems = all_gather_object(not_finite(teacher, batch.to(device)))
-    if problem := next((problem for problem in problems if problem), None):
-        raise UserError(f"{folder.title}: {problem}, {_remedy(wanted)}")
-    return teacher
+    head, training = bool(recipe.losses.kl), recipe.training
+    wanted = common_dtype(
+        [teacher_dtype(device, dtype, training.teacher_precision, folder.config.dtype) for folder in folders]
+    )
+    first = models[0].config
+    teachers: list[Teacher] = []
+    for folder in folders:
+        model = models.pop(0)
+        recorded = tuple(sites) if not teachers else counterparts(averaged, first, model.config)
+        part = needed_part(model, recorded, head=head)
+        del model
+        teacher = Teacher(part.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
+        problems = all_gather_object(not_finite(teacher, batch.to(device), recorded))
+        if problem := next((problem for problem in problems if problem), None):
+            raise UserError(f"{folder.title}: {problem}, {_remedy(wanted)}")
+        teachers.append(teacher)
+    if len(teachers) == 1:
+        return teachers[0]
+    return Ensemble(teachers, recipe.losses.weights_of_teachers(len(teachers)), averaged)
 
 
 def _remedy(dtype: torch.dtype) -> str:
@@ -56,18 +78,21 @@ def _remedy(dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def not_finite(teacher: Teacher, batch: Batch) -> str | None:
+def not_finite(teacher: Teacher, batch: Batch, sites: Sequence[Site] = (LAST_HIDDEN,)) -> str | None:
     """Return which of a teacher's outputs has a NaN or an infinity at a real token of a batch, or None.
 
     Args:
         teacher: The teacher.
         batch: A batch on the teacher's device.
+        sites: What is recorded of the teacher.
     """
-    targets = teacher.targets(batch.input_ids, batch.attention_mask)
+    targets = teacher.targets(batch.input_ids, batch.attention_mask, None, sites)
     real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.token_mask is None else batch.token_mask
     for site, states in targets.states.items():
         if not bool(states[real].isfinite().all()):
             return f"its {site.quantity} states are not finite in {_format(states)} on a batch of the corpus"
+    if targets.decoder_input is None or targets.decoder_weight is None:
+        return None
     for part in targets.decoder_input[real].split(_ROWS):
         logits = torch.nn.functional.linear(part, targets.decoder_weight, targets.decoder_bias)
         if not bool(logits.isfinite().all()):

@@ -1,7 +1,7 @@
 """The micro-batch that the ranks of a job run."""
 
 import copy
-from typing import cast
+from collections.abc import Sequence
 
 from ds_distill.data.shares import Shares
 from ds_distill.estimate.estimate import choose_micro_batch
@@ -19,14 +19,12 @@ def check_micro_batch(recipe: Recipe) -> None:
         raise UserError("training.micro_batch_size = auto: works with distill only; give a number")
 
 
-def with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks: int) -> Recipe:
+def with_resolved_micro_batch(recipe: Recipe, teachers: Sequence[ModelFolder], ranks: int) -> Recipe:
     """Collective: return the recipe with the micro-batch that these ranks run."""
     recipe, requested = copy.deepcopy(recipe), recipe.training.micro_batch_size
     t = recipe.training
-    # only distill, which has a teacher, gets here with "auto"
-    t.micro_batch_size = (
-        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if requested == "auto" else t.resolve_micro_batch(ranks)
-    )
+    # only distill, which has teachers, gets here with "auto"
+    t.micro_batch_size = choose_micro_batch(recipe, teachers) if requested == "auto" else t.resolve_micro_batch(ranks)
     share, rest = divmod(t.global_batch_size, ranks)
     lines = []
     if requested not in ("auto", t.micro_batch_size):

@@ -49,7 +49,7 @@ def pretrain(
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
-    recipe = with_resolved_micro_batch(recipe, None, world)
+    recipe = with_resolved_micro_batch(recipe, (), world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     t = recipe.training
     with torch.random.fork_rng(devices=[]):
@@ -75,7 +75,7 @@ def pretrain(
             return finished
         circumstances, base = describe_circumstances(store, world), model if isinstance(model, ModelFolder) else None
         origin = provenance.from_model(base.path, **circumstances) if base else provenance.Provenance(**circumstances)
-        keep_model(encoder.config, tokens, folder, origin, base)
+        keep_model(encoder, tokens, folder, origin, base)
         objective = Objective(encoder, recipe.losses.without_teacher(), world)
         if t.encoder_learning_rate == 0:
             objective.family.get_encoder(encoder).requires_grad_(False)

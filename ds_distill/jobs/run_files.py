@@ -1,9 +1,10 @@
 """The files of a training beside its checkpoints: what its model is, first; its export, curves and card, last."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader
@@ -14,7 +15,7 @@ from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
-from ds_distill.models.families import get_family_by_type
+from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
@@ -32,13 +33,15 @@ from ds_distill.utils.resources import explain_disk_full
 
 
 def keep_model(
-    config, tokens: Path, folder: RunFolder, origin: provenance.Provenance, base: ModelFolder | None
+    model: PreTrainedModel, tokens: Path, folder: RunFolder, origin: provenance.Provenance, base: ModelFolder | None
 ) -> None:
     """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder.
 
     So is what the model card tells, and the files of sentence-transformers where `base`, the model
     that this one is made of, has them.
     """
+
+    config = model.config
 
     def keep() -> None:
         if not folder.has_model():
@@ -115,7 +118,7 @@ def export_and_summarize(
     weights, state, folder, title = gather_master_weights(trainer.engine), trainer.state, trainer.folder, trainer.title
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(folder.export)
-    summary["forward_mflops_per_token"] = forward_mflops(trainer.objective.model.config, trainer.loader.store)
+    summary["forward_mflops_per_token"] = forward_mflops(trainer.objective.model, trainer.loader.store)
     if is_first():
         curves = {"history": state.history, "heldout": state.heldout} | ({"teacher": teacher} if teacher else {})
         folder.curves.write_text(json_text(curves) + "\n", encoding="utf-8")
@@ -130,7 +133,9 @@ def export_and_summarize(
         summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
         manifest = open_manifest(tokens)
-        card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"], origin)
+        card = model_card(
+            title, summary, recipe.as_dict(), manifest["fingerprint"], origin, **describe_head(trainer.objective.model)
+        )
         with explain_disk_full(folder.path):
             export(
                 weights,
@@ -145,6 +150,13 @@ def export_and_summarize(
     return summary
 
 
-def forward_mflops(config: PretrainedConfig, store: TokenDataset) -> float:
+def describe_head(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what a model card has to know of a model's class, as arguments of `model_card`."""
+    family = get_family(model)
+    return {} if family.has_head(model) else {"head": "encoder", "pooler": family.has_pooler}
+
+
+def forward_mflops(model: PreTrainedModel, store: TokenDataset) -> float:
     """Return the millions of operations per token of a model's forward on full sequences of the prepared tokens."""
-    return round(forward_flops_per_token(config, store.manifest["sequence_length"]) / 1e6, 6)
+    projected = float(get_family(model).has_head(model))
+    return round(forward_flops_per_token(model.config, store.manifest["sequence_length"], projected) / 1e6, 6)

@@ -42,7 +42,7 @@ class RelationLoss(nn.Module):
         Args:
             match: The recipe's entry.
             pairs: (student layer, teacher layer), each from 0.
-            heads: The number of relation heads, which divides both widths.
+            heads: The number of relation heads, which divides all widths.
         """
         super().__init__()
         self.weight, self.heads, self.pairs = match.weight, heads, tuple(pairs)
@@ -69,7 +69,11 @@ class RelationLoss(nn.Module):
             weights: The weight of each teacher, the first one's first; None weighs all alike.
         """
         own = {site: _split(student[site], self.heads) for site, _ in self.sites}
-        wanted = [{site: _split(states[site], self.heads) for _, site in self.sites} for states in (teacher, *others)]
+        teachers = (teacher, *others)
+        # a teacher that counts nothing has no part in the mean
+        counted = [pair for pair in zip(teachers, weights or [1.0] * len(teachers), strict=True) if pair[1] > 0]
+        weights = [weight for _, weight in counted]
+        wanted = [{site: _split(states[site], self.heads) for _, site in self.sites} for states, _ in counted]
         total = []
         for low, high in self.pairs:
             for a, b in self.relations:  # a self-relation is known by its two arguments being one tensor

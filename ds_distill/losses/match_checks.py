@@ -21,7 +21,7 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
 
     Args:
         match: The entry.
-        families: The student's family and the teacher's.
+        families: The student's family, and those of the teachers whose vectors are compared.
         key: The entry, for errors.
     """
     known = (*LOSSES, *HEAD_LOSSES)
@@ -46,7 +46,8 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
         )
     if match.quantities == ["embeddings"] and match.layers != "mapped":
         raise UserError(f"{key}.layers = {match.layers}: embeddings lie below all layers; leave it out")
-    for who, family in zip(("student", "teacher"), families, strict=True):
+    for number, family in enumerate(families):
+        who = "teacher" if number else "student"
         if match.loss in HEAD_LOSSES and family.projections is None:
             raise UserError(
                 f"{key}.of = {', '.join(match.quantities)}: the {who} is a {family.name}, which gives only "
@@ -54,34 +55,36 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
             )
 
 
-def resolve_heads(match: Match, student: Dims, teacher: Dims, key: str) -> int:
+def resolve_heads(match: Match, student: Dims, teachers: Sequence[Dims], key: str) -> int:
     """Return the number of heads that a relation or attention loss compares.
 
     Args:
         match: The entry, which `check_match` has passed.
         student: The student's sizes.
-        teacher: The teacher's sizes.
+        teachers: The sizes of the teachers whose vectors are compared, the first one's first.
         key: The entry, for errors.
 
     Raises:
-        UserError: `heads` does not divide both widths, or attention heads are compared whose numbers differ.
+        UserError: `heads` does not divide all widths, or attention heads are compared whose numbers differ.
     """
-    common = math.gcd(student.width, teacher.width)
+    common = math.gcd(student.width, *(teacher.width for teacher in teachers))
+    widths = " and ".join(str(width) for width in dict.fromkeys(teacher.width for teacher in teachers))
     if match.heads is not None:
         if common % match.heads:
             divisors = ", ".join(str(heads) for heads in range(1, common + 1) if common % heads == 0)
             raise UserError(
                 f"{key}.heads = {match.heads}: does not divide the student's width of {student.width} and the "
-                f"teacher's of {teacher.width}; give one of {divisors}"
+                f"teacher's of {widths}; give one of {divisors}"
             )
         return match.heads
     if "query_key" in match.quantities:
-        if student.heads != teacher.heads:
-            remedy = f"give {key}.heads" if match.loss == "relation" else f"give {key}.loss = relation with heads"
-            raise UserError(
-                f"{key}.of = query_key: the student has {student.heads} attention heads and the teacher "
-                f"{teacher.heads}, which must be equal to be compared; {remedy}, a divisor of both widths"
-            )
+        for teacher in teachers:
+            if student.heads != teacher.heads:
+                remedy = f"give {key}.heads" if match.loss == "relation" else f"give {key}.loss = relation with heads"
+                raise UserError(
+                    f"{key}.of = query_key: the student has {student.heads} attention heads and the teacher "
+                    f"{teacher.heads}, which must be equal to be compared; {remedy}, a divisor of both widths"
+                )
         return student.heads
-    heads = max(1, min(common, teacher.width // RELATION_HEAD))
+    heads = max(1, min(common, teachers[0].width // RELATION_HEAD))
     return next(heads for heads in range(heads, 0, -1) if common % heads == 0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
-from ds_distill.losses.terms import MatchedLoss, make_matches
+from ds_distill.losses.terms import MatchedLoss, make_matches, teacher_sites
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import Site, run_encoder
 from ds_distill.models.teacher import Targets
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """A masked-LM model with its weighted loss terms.
+    """A masked-LM model, or a bare encoder, with its weighted loss terms.
 
     Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the
     batch is divided among ranks and accumulation steps. Means of means do depend on it, since
     DistilBERT's own counts differ from block to block.
 
     Attributes:
-        model: The masked-LM model.
-        weights: The weight of each term by its name: "kl" where its weight is above 0, "mlm", then
-            those of `losses.terms.make_matches`. Everything that reports losses takes their names
+        model: The model.
+        has_head: Whether it has a masked-LM head. A bare encoder has only the terms that compare what lies inside.
+        weights: The weight of each term by its name: of a masked-LM model "kl" where its weight is above 0, and
+            "mlm"; then those of `losses.terms.make_matches`. Everything that reports losses takes their names
             and their order from here.
         teacher_sites: What the teacher must record.
+        averaged_sites: Those of them at which further teachers are recorded too, for terms that average over teachers.
         divided_sites: Of these, the ones whose standard deviations `divide_by` must be given.
     """
 
@@ -43,16 +45,18 @@ class Objective(nn.Module):
         world_size: int,
         teacher: PretrainedConfig | None = None,
         layer_map: Sequence[int] | None = None,
+        further_teachers: Sequence[PretrainedConfig] = (),
     ):
-        """Put the vocabulary loss in place of the model's decoder.
+        """Put the vocabulary loss in place of the model's decoder, where it has one.
 
         Args:
-            model: The masked-LM model.
+            model: The model.
             losses: The recipe's losses.
             world_size: The number of ranks.
             teacher: The teacher's config; None for a teacher of the model's own sizes, or none.
             layer_map: The teacher layer that each of the model's layers started from, where
                 losses.match refers to it.
+            further_teachers: The configs of the other teachers, where there are several.
         """
         super().__init__()
         self.model = model
@@ -60,20 +64,22 @@ class Objective(nn.Module):
         self.world_size = world_size
         self.backend = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
         self.family = get_family(model)
-        parent, name = self.family.decoder_parent_and_name(model)
-        setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
-        self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))
+        self.has_head = self.family.has_head(model)
+        if self.has_head:
+            parent, name = self.family.decoder_parent_and_name(model)
+            setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
+        self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map, further_teachers))
         self.register_load_state_dict_pre_hook(_rename_widen)
         self.weights: dict[str, float] = {
-            **({"kl": losses.kl} if losses.kl else {}),
-            "mlm": losses.mlm,
+            **({"kl": losses.kl} if losses.kl and self.has_head else {}),
+            **({"mlm": losses.mlm} if self.has_head else {}),
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
         divided = (match.divided for _, match in self._matches if isinstance(match, MatchedLoss))
         self.divided_sites = frozenset[Site]().union(*divided)
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
-        self.teacher_sites = tuple(dict.fromkeys(teacher for _, teacher in sites))
+        self.teacher_sites, self.averaged_sites = teacher_sites(match for _, match in self._matches)
 
     @property
     def _matches(self) -> Any:
@@ -82,7 +88,7 @@ class Objective(nn.Module):
     @property
     def encoder_prefix(self) -> str:
         """The prefix of the names of all parameters outside the masked-LM head."""
-        return f"model.{self.family.encoder}."
+        return f"model.{self.family.prefix(self.model)}"
 
     def counts_of_terms(self, counts: TokenCounts) -> dict[str, int]:
         """Return the number of tokens that each term's sum is divided by; at least 1."""
@@ -115,9 +121,11 @@ class Objective(nn.Module):
         """Return (loss, sums).
 
         To train, these are the scalar whose gradient the engine averages over ranks, and the detached
-        sum [len(weights)] of each term. To evaluate, they are the masked-LM loss summed over the
-        masked tokens, and float64 [masked tokens, 2]: the loss of each of them, in the order of
-        labels.flatten(), and 1 where its top-1 prediction is right, else 0.
+        sum [len(weights)] of each term. To evaluate a masked-LM model, they are the masked-LM loss summed
+        over the masked tokens, and float64 [masked tokens, 2]: the loss of each of them, in the order of
+        labels.flatten(), and 1 where its top-1 prediction is right, else 0. To evaluate a bare encoder, they
+        are the weighted sum over terms and tokens, and float64 [B, len(weights)]: the sum of each term over
+        the tokens of each sequence.
 
         Args:
             input_ids: [B, L] int64.
@@ -125,31 +133,55 @@ class Objective(nn.Module):
                 token always sees itself and padding never does.
             labels: [B, L] int64.
             counts: The tokens of the global batch; None to evaluate.
-            targets: The teacher's, or None where no term needs it.
+            targets: The teacher's, or None where no term needs it, such as to evaluate a masked-LM model.
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
             document_ids: [B, L] int, for a batch whose documents do not see each other; else None.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
-        if mode == "evaluate":
+        if mode == "evaluate" and self.has_head:
             hidden, _ = run_encoder(self.model, input_ids, attention_mask, cu_seqlens)
             return self._evaluate(hidden, labels)
-        if counts is None or (targets is None and len(self.weights) > 1):
+        if (counts is None and mode == "train") or (targets is None and self.weights.keys() != {"mlm"}):
             raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
-        counts = TokenCounts(*counts)
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
         token_mask = attention_mask if loss_mask is None else loss_mask
         if token_mask is not None and token_mask.dim() == 4:
             token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        if mode == "evaluate":
+            assert targets is not None  # checked above
+            return self._evaluate_matches(states, targets, token_mask, document_ids)
         scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
+        counts = TokenCounts(*counts)  # type: ignore[misc]  # checked above
         factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
+        if self.has_head:
+            loss, sums = self._vocabulary_terms(hidden, labels, targets, token_mask, factors)
+        else:
+            # Layers above the highest that is compared get a gradient of zeros, as they do below a head: ZeRO waits
+            # for every parameter's.
+            loss, sums = 0.0 * hidden.flatten()[0].float(), []
+        for name, matched in self._match_sums(states, targets, token_mask, document_ids).items():
+            loss = loss + matched * factors[name]
+            sums.append(matched.detach())
+        return loss, torch.stack(sums)
+
+    def _vocabulary_terms(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        targets: Targets | None,
+        token_mask: Tensor | None,
+        factors: dict[str, float],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the weighted loss of "kl" and "mlm", and the detached sums of those of them that are terms."""
+        taught = targets or Targets({})
         head = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
         loss, kl_sum, mlm_sum = self.family.get_decoder(self.model)(
             head,
-            targets.decoder_input.flatten(0, 1) if targets else None,
-            targets.decoder_weight if targets else None,
-            targets.decoder_bias if targets else None,
+            None if taught.decoder_input is None else taught.decoder_input.flatten(0, 1),
+            taught.decoder_weight,
+            taught.decoder_bias,
             labels.flatten(),
             temperature=self.losses.temperature,
             kl_weight=factors.get("kl", 0.0),
@@ -158,13 +190,42 @@ class Objective(nn.Module):
             token_mask=token_mask.flatten() if token_mask is not None else None,
             backend=self.backend,
         )
-        sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
+        return loss, [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
+
+    def _match_sums(
+        self,
+        states: Mapping[Site, Tensor],
+        targets: Targets | None,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Return the sum over tokens of each term that compares what lies inside."""
+        if targets is None:
+            return {}
+        sums = {}
         for name, match in self._matches:
-            assert targets is not None  # checked above
-            matched = match(states, targets.states, token_mask, document_ids)
-            loss = loss + matched * factors[name]
-            sums.append(matched.detach())
-        return loss, torch.stack(sums)
+            further = (targets.others, targets.teacher_weights) if match.averages_teachers else ()
+            sums[name] = match(states, targets.states, token_mask, document_ids, *further)
+        return sums
+
+    def _evaluate_matches(
+        self,
+        states: Mapping[Site, Tensor],
+        targets: Targets,
+        token_mask: Tensor | None,
+        document_ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        rows = []
+        for row in range(len(next(iter(states.values())))):
+            mask, documents = (None if x is None else x[row : row + 1] for x in (token_mask, document_ids))
+            own, first, *others = (
+                {site: x[row : row + 1] for site, x in each.items()}
+                for each in (states, targets.states, *targets.others)
+            )
+            sums = self._match_sums(own, targets._replace(states=first, others=tuple(others)), mask, documents)
+            rows.append(torch.stack(list(sums.values())).double())
+        results = torch.stack(rows)
+        return results.sum(0) @ results.new_tensor(list(self.weights.values())), results
 
     def divide_by(self, deviations: Mapping[Site, Tensor]) -> None:
         """Have hidden states divided by these standard deviations [H], by the teacher's site."""
@@ -175,10 +236,20 @@ class Objective(nn.Module):
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0
         logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked]))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="none").double()
-        correct = logits.argmax(-1) == labels[masked]
-        return losses.sum(), torch.stack([losses, correct.double()], dim=1)
+        return judge_guesses(logits, labels[masked])
+
+
+def judge_guesses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (the summed masked-LM loss, float64 [N, 2]: the loss of each token, and 1 where its top-1 is right).
+
+    Args:
+        logits: [N, V], any float dtype.
+        labels: [N] int64.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").double()
+    correct = logits.argmax(-1) == labels
+    return losses.sum(), torch.stack([losses, correct.double()], dim=1)
 
 
 def _rename_widen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ class MatchedLoss(nn.Module):
     quantities. The projection is trained and checkpointed, but is no part of the model.
 
     Attributes:
+        averages_teachers: Whether the term is over the mean of several teachers, whose states it then needs; else it
+            is over the first one's.
         deviations: The teacher's standard deviation of each dimension [H], fp32, by the teacher's site, which
             divides both sides. `training.deviations` measures it for those in `divided`.
     """
+
+    averages_teachers = False
 
     def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], student_width: int, teacher_width: int):
         """Make the term.
@@ -82,7 +86,11 @@ class MatchedLoss(nn.Module):
 
 
 def make_matches(
-    losses: Losses, student: PretrainedConfig, teacher: PretrainedConfig | None, layer_map: Sequence[int] | None
+    losses: Losses,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    layer_map: Sequence[int] | None,
+    further_teachers: Sequence[PretrainedConfig] = (),
 ) -> dict[str, MatchedLoss | RelationLoss | AttentionLoss]:
     """Return the modules of the terms that `Losses.matched_terms` names.
 
@@ -91,23 +99,28 @@ def make_matches(
         student: The student's config.
         teacher: The teacher's config; None for one of the student's own sizes.
         layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
+        further_teachers: The configs of the other teachers, over all of which relations are averaged.
 
     Raises:
         UserError: An entry of losses.match cannot be: its loss is unknown, its keys do not fit each other, its
             layers do not exist, its heads do not divide the widths, or a family does not have what it compares.
     """
-    families = [get_family_by_type(config.model_type) for config in (student, teacher or student)]
-    student_dims, teacher_dims = families[0].dims(student), families[1].dims(teacher or student)
+    configs = (student, teacher or student, *further_teachers)
+    families = [get_family_by_type(config.model_type) for config in configs]
+    student_dims, teacher_dims, *further_dims = (
+        family.dims(config) for family, config in zip(families, configs, strict=True)
+    )
     matches: dict[str, MatchedLoss | RelationLoss | AttentionLoss] = {}
     for index, (name, match) in enumerate(losses.matched_terms().items(), -1 if losses.cosine else 0):
         key = f"losses.match[{index}]"
-        check_match(match, families, key)
+        check_match(match, families if match.loss == "relation" else families[:2], key)
         if match.quantities == ["embeddings"]:
             pairs = []
         else:
             pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
         if match.loss in HEAD_LOSSES:
-            heads = resolve_heads(match, student_dims, teacher_dims, key)
+            averaged = further_dims if match.loss == "relation" else ()
+            heads = resolve_heads(match, student_dims, [teacher_dims, *averaged], key)
             # a layer's projections are its own, also where its output is the encoder's
             layers = [(low % student_dims.depth, high % teacher_dims.depth) for low, high in pairs]
             kind = RelationLoss if match.loss == "relation" else AttentionLoss
@@ -115,3 +128,14 @@ def make_matches(
         else:
             matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
     return matches
+
+
+def teacher_sites(
+    matches: Iterable[MatchedLoss | RelationLoss | AttentionLoss],
+) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """Return (what terms need of the teacher, what of that they need of further teachers too)."""
+    of_all = [(site, match.averages_teachers) for match in matches for _, site in match.sites]
+    return (
+        tuple(dict.fromkeys(site for site, _ in of_all)),
+        tuple(dict.fromkeys(site for site, averaged in of_all if averaged)),
+    )

@@ -38,12 +38,12 @@ def run_encoder(
     cu_seqlens: Tensor | None = None,
     sites: Sequence[Site] = (),
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Run the encoder of a masked-LM model; return (its last hidden state [B, L, H], what the sites ask for).
+    """Run the encoder of a model; return (its last hidden state [B, L, H], what the sites ask for).
 
     What no site asks for is not kept.
 
     Args:
-        model: The masked-LM model.
+        model: A masked-LM model or a bare encoder.
         input_ids: [B, L] int.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real.
         cu_seqlens: As in data.batch, for models.attention; or None.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, weight_files
@@ -146,8 +146,34 @@ def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) 
     return model
 
 
+def no_pooler(model_type: str) -> dict[str, bool]:
+    """Return the options with which transformers makes a bare encoder without a pooler.
+
+    Masked-LM models lack a pooler's weights, and some families never have one.
+    """
+    return {"add_pooling_layer": False} if get_family_by_type(model_type).has_pooler else {}
+
+
+def new_model(config: PretrainedConfig, *, head: bool, **options: Any) -> PreTrainedModel:
+    """Return a model with random weights: a masked-LM model, or without a head the bare encoder, without a pooler.
+
+    Args:
+        config: The model's config.
+        head: Whether it has a masked-LM head.
+        **options: Further arguments of transformers' from_config.
+    """
+    if head:
+        return AutoModelForMaskedLM.from_config(config, **options)
+    return AutoModel.from_config(config, **options, **no_pooler(config.model_type))
+
+
 def load_masked_lm(
-    folder: ModelFolder | str, *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
+    folder: ModelFolder | str,
+    *,
+    new_head: bool = False,
+    dropout: float | None = None,
+    hollow: bool = False,
+    remedy: str = "",
 ) -> PreTrainedModel:
     """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
@@ -161,6 +187,7 @@ def load_masked_lm(
             generator.
         dropout: The hidden and the attention dropout, or None for the config's own.
         hollow: Load no values, as in `load_model`.
+        remedy: What else may be done about a head that is not there, for the error.
 
     Raises:
         UserError: The folder is missing, the config is missing or unfit, the weights are pickled,
@@ -168,18 +195,83 @@ def load_masked_lm(
             weights with noise, and a teacher without its head teaches noise.
     """
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
-    given, config = folder.given, copy.deepcopy(folder.config)
-    if dropout is not None:
-        get_family_by_type(config.model_type).set_dropout(config, dropout)
-    model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation="sdpa")
-    prefix = model.base_model_prefix + "."
-    head = [key for key in missing if not key.startswith(prefix)]
-    trunk = sorted(set(missing) - set(head))
+    model, head, trunk = _load_with_head(folder, dropout, hollow)
     if head and not new_head and not trunk:
         raise UserError(
-            f"{given}: no masked-LM head: the checkpoint lacks {join_names(head)}; give a ...ForMaskedLM checkpoint, "
-            f"or add a head with `ds-distill pretrain --from {folder.name}`"
+            f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}; give a ...ForMaskedLM "
+            f"checkpoint, or add a head with `ds-distill pretrain --from {folder.name}`{remedy}"
         )
-    if trunk:
-        raise UserError(f"{given}: the checkpoint lacks {join_names(trunk)}; give a complete checkpoint")
+    _check_trunk(folder, trunk)
     return model.eval()
+
+
+def load_encoder(
+    folder: ModelFolder | str, *, dropout: float | None = None, hollow: bool = False, bare: bool = False
+) -> PreTrainedModel:
+    """Load the masked-LM model of a folder, or where it has no such head, its bare encoder, without a pooler.
+
+    A folder without the head is one of an encoder alone, such as a sentence embedder's, or of a model with another
+    head, such as a fine-tuned classifier, whose head is not read.
+
+    Args:
+        folder: As in `load_masked_lm`.
+        dropout: As in `load_masked_lm`.
+        hollow: As in `load_masked_lm`.
+        bare: Load the bare encoder in any case.
+
+    Raises:
+        UserError: As in `load_masked_lm`, but for a missing head.
+    """
+    folder = find_model_folder(folder) if isinstance(folder, str) else folder
+    if not bare:
+        _, head, trunk = _load_with_head(folder, None, True)
+        _check_trunk(folder, trunk)
+        if not head:
+            return load_masked_lm(folder, dropout=dropout, hollow=hollow)
+    config, options = _config(folder, dropout), no_pooler(folder.config.model_type)
+    model, missing = load_model(AutoModel, folder, config, hollow=hollow, attn_implementation="sdpa", **options)
+    _check_trunk(folder, missing)
+    return model.eval()
+
+
+def load_teacher(folder: ModelFolder, *, logits: bool, hollow: bool = False) -> PreTrainedModel:
+    """Load a teacher: a masked-LM model where it teaches by its logits, and else what `load_encoder` returns.
+
+    Args:
+        folder: The teacher's folder.
+        logits: Whether a term compares the student's logits with its logits.
+        hollow: As in `load_masked_lm`.
+
+    Raises:
+        UserError: As in `load_masked_lm`.
+    """
+    if logits:
+        remedy = ", or set losses.kl = 0 and losses.mlm = 0 to distill its encoder alone"
+        return load_masked_lm(folder, hollow=hollow, remedy=remedy)
+    return load_encoder(folder, hollow=hollow)
+
+
+def _config(folder: ModelFolder, dropout: float | None) -> PretrainedConfig:
+    """Return a copy of a folder's config, with this dropout unless it is None."""
+    config = copy.deepcopy(folder.config)
+    if dropout is not None:
+        get_family_by_type(config.model_type).set_dropout(config, dropout)
+    return config
+
+
+def _load_with_head(
+    folder: ModelFolder, dropout: float | None, hollow: bool
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """Return (a masked-LM model, the weights that the folder lacks of its head, those that it lacks of its trunk)."""
+    model, missing = load_model(
+        AutoModelForMaskedLM, folder, _config(folder, dropout), hollow=hollow, attn_implementation="sdpa"
+    )
+    prefix = model.base_model_prefix + "."
+    head = [key for key in missing if not key.startswith(prefix)]
+    return model, head, sorted(set(missing) - set(head))
+
+
+def _check_trunk(folder: ModelFolder, missing: list[str]) -> None:
+    """Raise UserError where a folder lacks weights of its encoder."""
+    if missing:
+        raise UserError(f"{folder.given}: the checkpoint lacks {join_names(missing)}; give a complete checkpoint")

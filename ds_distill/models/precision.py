@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -43,6 +44,11 @@ def teacher_dtype(
     if saved in (torch.bfloat16, "bfloat16"):
         return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     return torch.float16
+
+
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the dtype of several teachers, whose logits are joined: the one of these with the widest range."""
+    return max(dtypes, key=lambda dtype: (torch.finfo(dtype).max, torch.finfo(dtype).bits))
 
 
 @functools.cache

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
-from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -105,11 +105,13 @@ def build_student(
     seed: int = 0,
     freeze_positions: bool = False,
     from_: str | None = None,
+    head: bool = True,
 ) -> PreTrainedModel:
-    """Build a `...ForMaskedLM` student in fp32, on the CPU, in train mode.
+    """Build a student in fp32, on the CPU, in train mode: a masked-LM model, or a bare encoder.
 
     Args:
-        teacher_model: A teacher of any float dtype, on any device. It is left untouched.
+        teacher_model: A teacher of any float dtype, on any device. It is left untouched. Where it has no
+            masked-LM head, the student's is a new one.
         init_layers: As `spec` in `resolve_layer_map`.
         num_layers: As `student_layers` in `resolve_layer_map`.
         hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
@@ -139,12 +141,13 @@ def build_student(
         from_=from_,
     )
     if layer_map is not None:  # a random start copies nothing, so nothing has to fit
-        check_tied(teacher_model)
+        if head:
+            check_tied(teacher_model)
         _warn_of_eps(teacher_model)
     if from_ is not None:
-        student = load_masked_lm(find_start(from_), dropout=dropout)
+        student = load_start(find_start(from_), dropout=dropout, head=head)
     else:
-        student = _new_model(config, seed)
+        student = _new_model(config, seed, head)
     if layer_map is not None:
         copy_from_teacher(teacher_model, student, layer_map)
     if freeze_positions:
@@ -154,13 +157,32 @@ def build_student(
     return student.train()
 
 
-def _new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def load_start(
+    start: ModelFolder, *, head: bool, dropout: float | None = None, hollow: bool = False
+) -> PreTrainedModel:
+    """Return the model that a student is to be a copy of, with its masked-LM head or without.
+
+    Args:
+        start: The model's folder.
+        head: Whether the student has a masked-LM head.
+        dropout: As in `load_masked_lm`.
+        hollow: As in `load_masked_lm`.
+
+    Raises:
+        UserError: The model is not complete, or lacks the head.
+    """
+    if head:
+        return load_masked_lm(start, dropout=dropout, hollow=hollow)
+    return load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
+
+
+def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedModel:
     """Return a model with random weights in fp32, on the CPU."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
         # restore
         torch.random.default_generator.manual_seed(seed)
-        return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
+        return new_model(config, head=head, attn_implementation="sdpa").float()
 
 
 def plan_student(
@@ -203,7 +225,7 @@ def plan_student(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
             "start from the teacher's layers"
         )
-    config = family.student.make_config(teacher) if family.student else copy.deepcopy(teacher)
+    config = family.student.make_config(teacher) if family.student else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
         heads=dims.heads * hidden // dims.width,
@@ -235,7 +257,7 @@ def plan_copy(start: Any, teacher: PretrainedConfig, dropout: float) -> Pretrain
     Raises:
         UserError: The models differ in the size of their vocabulary.
     """
-    config = copy.deepcopy(start.config)
+    config = _without_task(start.config)
     if config.vocab_size != teacher.vocab_size:
         raise UserError(
             f"{start.title} has a vocabulary of {config.vocab_size} tokens, its teacher one of {teacher.vocab_size}; "
@@ -245,12 +267,23 @@ def plan_copy(start: Any, teacher: PretrainedConfig, dropout: float) -> Pretrain
     return config
 
 
+def _without_task(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a copy of a config without what a fine-tuning has put there; a student has no head for that task."""
+    config = copy.deepcopy(config)
+    config.num_labels, config.problem_type = 2, None  # transformers' own; this resets the names of the labels
+    for key in ("finetuning_task", "finetuning_length"):
+        vars(config).pop(key, None)
+    return config
+
+
 def check_tied(teacher: PreTrainedModel) -> None:
     """Raise UserError where a teacher's decoder is not its word embeddings.
 
     A student that starts from them has one matrix for both.
     """
     family = get_family(teacher)
+    if not family.has_head(teacher):
+        return
     decoder, words = family.get_decoder(teacher).weight, cast(nn.Embedding, teacher.get_input_embeddings()).weight
     if decoder is not words and not torch.equal(decoder, words):
         raise UserError(
@@ -275,16 +308,25 @@ def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_
     """Copy the teacher's parameters into the student's, by name.
 
     Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
-    and columns. A student of another class translates its names, see StudentClass.
+    and columns. A student of another class translates its names, see StudentClass. Where only the student has a
+    masked-LM head, the head stays as it is, but for a decoder that is tied to its word embeddings.
     """
     family = get_family(teacher)
-    student_layers = re.compile(rf"{re.escape(family.student_family.layers)}\.(\d+)\.")
-    # a tied parameter has two names
-    source: dict[str, Tensor] = dict(teacher.named_parameters(remove_duplicate=False))
+    student_family = family.student_family
+    student_layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
+    # names are those of a masked-LM model, and a tied parameter has two
+    before = "" if family.prefix(teacher) else f"{family.encoder}."
+    source: dict[str, Tensor] = {
+        f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
+    }
     renames = family.student.renames if family.student else {}
     source = family.student.fold(source) if family.student else source
-    for name, target in student.named_parameters():
-        name = student_layers.sub(lambda match: f"{family.student_family.layers}.{layer_map[int(match[1])]}.", name)
+    before = "" if student_family.prefix(student) else f"{student_family.encoder}."
+    new_head = student_family.has_head(student) and not family.has_head(teacher)
+    for name, target in student.named_parameters(remove_duplicate=not new_head):
+        if new_head and not name.startswith(f"{student_family.encoder}."):
+            continue
+        name = student_layers.sub(lambda m: f"{student_family.layers}.{layer_map[int(m[1])]}.", f"{before}{name}")
         for part, counterpart in renames.items():
             name = name.replace(part, counterpart)
         target.copy_(source[name][tuple(slice(size) for size in target.shape)])

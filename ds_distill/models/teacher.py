@@ -1,4 +1,4 @@
-"""The frozen teacher: loads a masked-LM checkpoint and computes its hidden states under no_grad."""
+"""The frozen teacher: an encoder, with its masked-LM head where that teaches, which runs under no_grad."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family
-from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
+from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_masked_lm
 
 
@@ -21,20 +21,24 @@ class Targets(NamedTuple):
     It is a NamedTuple, because DeepSpeed looks into these on their way to the student.
 
     Attributes:
-        states: [B, L, H] for each recorded site.
-        decoder_input: [B, L, E], the decoder's input.
-        decoder_weight: [V, E], the teacher's own storage, not a copy.
+        states: [B, L, H] for each recorded site; of several teachers those of the first.
+        decoder_input: [B, L, E], the decoder's input; None of a teacher without a masked-LM head.
+        decoder_weight: [V, E], the teacher's own storage, not a copy; None where decoder_input is.
         decoder_bias: [V], or None.
+        others: Of each further teacher, the states that a term averages over teachers, by the first one's sites.
+        teacher_weights: The weights of all teachers, the first one's first, which add up to 1.
     """
 
     states: dict[Site, Tensor]
-    decoder_input: Tensor
-    decoder_weight: Tensor
-    decoder_bias: Tensor | None
+    decoder_input: Tensor | None = None
+    decoder_weight: Tensor | None = None
+    decoder_bias: Tensor | None = None
+    others: tuple[dict[Site, Tensor], ...] = ()
+    teacher_weights: tuple[float, ...] = (1.0,)
 
 
 class Teacher:
-    """A frozen masked-LM model in eval mode.
+    """A frozen masked-LM model, or a bare encoder, in eval mode.
 
     It is not an nn.Module: as an attribute of the student or engine it must not enter parameters,
     checkpoints or `.train()`. Create it outside any `zero.Init` context and before an
@@ -84,11 +88,23 @@ class Teacher:
                 f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
             )
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, sites)
+        if not self.has_head:
+            return Targets(states)
         return Targets(states, self._family.mlm_transform(self.model, hidden), self.decoder_weight, self.decoder_bias)
 
     @property
     def config(self) -> PretrainedConfig:
         return self.model.config
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        """The model, as `Ensemble.models` has several."""
+        return (self.model,)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its targets have what its logits are made of."""
+        return self._family.has_head(self.model)
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -126,6 +142,26 @@ class Teacher:
     def fingerprint(self) -> str:
         """Return the hex sha256 of the weights."""
         return weights_fingerprint(self.model)
+
+
+def needed_part(model: PreTrainedModel, sites: Sequence[Site], *, head: bool) -> PreTrainedModel:
+    """Return what a teacher has to run; the rest of its memory is free once nothing else refers to `model`.
+
+    Without the head, that is the bare encoder up to the highest layer that is recorded. The layers above it are taken
+    out of `model`, in place. Only `LAST` stands for the encoder's output, after a final norm where a family has one, so
+    an encoder that has it recorded is left whole.
+
+    Args:
+        model: A masked-LM model or a bare encoder.
+        sites: What is recorded.
+        head: Whether its logits are needed.
+    """
+    if head:
+        return model
+    family = get_family(model)
+    if all(site.layer != LAST for site in sites):
+        del family.get_layers(model)[1 + max((0, *(site.layer for site in sites))) :]
+    return family.get_encoder(model)
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

@@ -30,8 +30,12 @@ from ds_distill.distributed.process_group import (
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import find_start
-from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
+from ds_distill.preflight.models import (
+    check_complete,
+    check_reads_tokens,
+    check_teachers_complete,
+    check_teachers_fit,
+)
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
 from ds_distill.tracking.choice import check_installed
@@ -206,17 +210,14 @@ def _touch(file: Path) -> None:
     file.touch()
 
 
-def check_teacher(teacher: ModelFolder, recipe: Recipe, tokens: Path | None = None) -> None:
-    """Collective: raise UserError where the recipe cannot distill this teacher from these tokens.
+def check_teachers(teachers: list[ModelFolder], recipe: Recipe, tokens: Path | None = None) -> None:
+    """Collective: raise UserError where the recipe cannot distill these teachers from these tokens.
 
-    Its tokenizer makes the tokens where none are prepared yet.
+    The first one's tokenizer makes the tokens where none are prepared yet.
     """
-    starts_from_it = check_teacher_fits(teacher, recipe, tokens)
+    check_teachers_fit(teachers, recipe, tokens)
     # many ranks that read gigabytes at once would slow each other down
-    run_on_rank0(lambda: check_complete(teacher, tied=starts_from_it))
-    if recipe.student.from_ is not None:
-        start = find_start(recipe.student.from_)
-        run_on_rank0(lambda: check_complete(start))
+    run_on_rank0(lambda: check_teachers_complete(teachers, recipe))
 
 
 def check_encoder(encoder: ModelFolder, recipe: Recipe, tokenizer: str, tokens: Path | None = None) -> None:

@@ -5,6 +5,7 @@ ds_distill.preflight.checks has the checks that the ranks of a job make together
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,66 +17,108 @@ from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import check_tied, find_start, plan_student
+from ds_distill.models.loading import load_masked_lm, load_teacher
+from ds_distill.models.student import check_tied, find_start, load_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
-def check_teacher_fits(
-    teacher: ModelFolder, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
-) -> bool:
-    """Check a teacher, and the model that the student starts from, against the recipe; values of weights are not read.
+def check_teachers_fit(
+    teachers: Sequence[ModelFolder], recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
+) -> None:
+    """Check teachers, and the model that the student starts from, against the recipe; values of weights are not read.
 
     Args:
-        teacher: The teacher.
-        recipe: The recipe that is to distill it.
+        teachers: The teachers.
+        recipe: The recipe that is to distill them.
         tokens: Prepared tokens, or None where a tokenizer will make them.
-        tokenizer: The folder of that tokenizer, or None for the teacher's own.
-
-    Returns:
-        Whether the student starts from the teacher's weights.
+        tokenizer: The folder of that tokenizer, or None for the first teacher's own.
 
     Raises:
         UserError: Something does not fit.
     """
-    teacher.check_files()
-    layer_map, config = plan_student(teacher.config, **asdict(recipe.student), dropout=recipe.training.dropout)
-    make_matches(recipe.losses, config, teacher.config, layer_map)
-    check_reads_tokens(teacher, recipe, tokens, tokenizer or teacher.path)
-    load_masked_lm(teacher, hollow=True)
+    first, logits = teachers[0], bool(recipe.losses.kl)
+    for teacher in teachers:
+        teacher.check_files()
+    recipe.losses.weights_of_teachers(len(teachers))
+    layer_map, config = plan_student(first.config, **asdict(recipe.student), dropout=recipe.training.dropout)
+    further = [teacher.config for teacher in teachers[1:]]
+    matches = make_matches(recipe.losses, config, first.config, layer_map, further)
+    check_one_vocabulary(teachers, logits)
+    averaged = logits or any(match.averages_teachers for match in matches.values())
+    if len(teachers) > 1 and recipe.losses.need_teacher and not averaged:
+        raise UserError(
+            f"{teachers[1].title} teaches nothing: losses.kl is 0, and hidden states are compared with those of the "
+            "first teacher alone; give one teacher, set losses.kl above 0, or match relations"
+        )
+    for teacher in teachers:
+        check_reads_tokens(teacher, recipe, tokens, tokenizer or first.path)
+        load_teacher(teacher, logits=logits, hollow=True)
     if recipe.student.from_ is not None:
         start = find_start(recipe.student.from_).check_files()
-        check_reads_tokens(start, recipe, tokens, tokenizer or teacher.path)
-        load_masked_lm(start, hollow=True)
-    return layer_map is not None
+        check_reads_tokens(start, recipe, tokens, tokenizer or first.path)
+        load_start(start, head=recipe.losses.need_vocabulary, hollow=True)
 
 
-def check_complete(folder: ModelFolder, *, new_head: bool = False, tied: bool = False) -> None:
+def check_teachers_complete(teachers: Sequence[ModelFolder], recipe: Recipe) -> None:
+    """Raise UserError where a teacher, or the model that the student starts from, is not complete and sound.
+
+    All values of their weights are read.
+    """
+    losses, student = recipe.losses, recipe.student
+    for number, teacher in enumerate(teachers):
+        model = load_teacher(teacher, logits=bool(losses.kl))
+        if number == 0 and losses.need_vocabulary and student.from_ is None and student.init_layers != "random":
+            check_tied(model)  # the student starts from its word embeddings
+    if student.from_ is not None:
+        load_start(find_start(student.from_), head=losses.need_vocabulary)
+
+
+def check_one_vocabulary(teachers: Sequence[ModelFolder], logits: bool) -> None:
+    """Raise UserError where teachers have different tokenizers, or their logits different sizes.
+
+    Args:
+        teachers: The teachers.
+        logits: Whether a term compares the student's logits with theirs.
+    """
+    first, *others = teachers
+    for other in others:
+        if first.has_tokenizer and other.has_tokenizer:
+            prints = [tokenizer_fingerprint(folder.tokenizer)[:16] for folder in (first, other)]
+            if prints[0] != prints[1]:
+                raise UserError(
+                    f"{other.title}: its tokenizer has the fingerprint {prints[1]}, that of {first.name} has "
+                    f"{prints[0]}; give teachers that share one tokenizer"
+                )
+        sizes = [folder.config.vocab_size for folder in (first, other)]
+        if logits and sizes[0] != sizes[1]:
+            raise UserError(
+                f"{other.title} has logits for {sizes[1]} tokens, {first.name} for {sizes[0]}, so that they have no "
+                "mean; give teachers with one size of the vocabulary, or set losses.kl = 0"
+            )
+
+
+def check_complete(folder: ModelFolder, *, new_head: bool = False) -> None:
     """Raise UserError where a masked-LM folder is not complete and sound; all values of its weights are read.
 
     Args:
         folder: The model.
         new_head: The model may lack a head.
-        tied: The model's decoder must be its word embeddings.
     """
     with torch.random.fork_rng(devices=[]):  # a new head draws from the generator
-        model = load_masked_lm(folder, new_head=new_head)
-    if tied:
-        check_tied(model)
+        load_masked_lm(folder, new_head=new_head)
 
 
-def warn_if_teacher_unfit(teacher: ModelFolder, recipe: Recipe, tokenizer: str | None) -> None:
-    """Warn, while tokens are prepared, of what will keep the recipe from distilling a teacher.
+def warn_if_teachers_unfit(teachers: Sequence[ModelFolder], recipe: Recipe, tokenizer: str | None) -> None:
+    """Warn, while tokens are prepared, of what will keep the recipe from distilling the teachers.
 
     The user may still correct it in the meantime.
     """
     try:
-        check_complete(teacher, tied=check_teacher_fits(teacher, recipe, tokenizer=tokenizer))
-        if recipe.student.from_ is not None:
-            check_complete(find_start(recipe.student.from_))
+        check_teachers_fit(teachers, recipe, tokenizer=tokenizer)
+        check_teachers_complete(teachers, recipe)
     except UserError as error:
         log(f"warning: {error} (the tokens are prepared anyway, but distill will refuse this teacher)")
 

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_distill.reporting.heldout import FEW_GUESSES, POSITIONS, heldout_cells, shared_kind
+from ds_distill.reporting.heldout import (
+    FEW_GUESSES,
+    POSITIONS,
+    heldout_cells,
+    matched_terms,
+    shared_kind,
+    term_cell,
+)
 from ds_distill.reporting.run_text import millions
 from ds_distill.reporting.tables import aligned
 from ds_distill.utils import shell
@@ -77,10 +84,12 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
         ),
         **{f"{name}, at end": heldout_cells(figures) for name, figures in summary.get("heldout_sets", {}).items()},
     }
-    where = POSITIONS[shared_kind([summary], "heldout_")]
     files = ["summary.json", "loss.png"]
     files += [name for name in ("tensorboard", "trackers") if Path(output, name).is_dir()]
+    where = POSITIONS[shared_kind([summary], "heldout_")]
     table = aligned([(where, "loss (nats)", "accuracy"), *((name, *cells) for name, cells in rows.items())])
+    if terms := matched_terms(summary, "heldout_"):
+        table = aligned([("", *terms), *_rows_of_terms(summary, terms)])
     rate = summary.get("tokens_per_second")
     trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
     facts = {
@@ -90,6 +99,13 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
         "files": f"{', '.join(files[:-1])} and {files[-1]} in {output}",
     }
     return table, aligned(facts.items())
+
+
+def _rows_of_terms(summary: Mapping[str, Any], terms: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the rows of a bare encoder's held-out terms, at the start and at the end."""
+    sets = [("held-out text, at start", "start_heldout_", summary), ("held-out text, at end", "heldout_", summary)]
+    sets += [(f"{name}, at end", "", figures) for name, figures in summary.get("heldout_sets", {}).items()]
+    return [(label, *(term_cell(row, term, prefix) for term in terms)) for label, prefix, row in sets]
 
 
 def _kept(summary: Mapping[str, Any]) -> dict[str, str]:

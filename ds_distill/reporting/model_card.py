@@ -33,6 +33,14 @@ HELDOUT_POSITIONS = (
     "the answer is visible. Losses are in nats per position, accuracies are shares, `count` is the number of "
     "positions and `se` a standard error over sequences."
 )
+MATCHED_TERMS = (
+    " They are the means over real tokens of the terms of the loss, which compare the encoder with its teacher, and of "
+    "their weighted sum (`heldout_loss`); `count` is the number of tokens and `se` a standard error over sequences."
+)
+NO_HEAD = (
+    "It returns hidden states and cannot fill a [MASK]: fine-tune it on a task, pool its states into embeddings, or "
+    "give it a masked-LM head with `ds-distill pretrain --from`.\n\n"
+)
 # The Hub's relations are finetune, adapter, merge and quantized. A student of its teacher's layers
 # that is trained further is nearest to the first; the tag "distillation" says the rest.
 DERIVED, QUANTIZED = "finetune", "quantized"
@@ -64,6 +72,15 @@ scores = model(**tokens)
 start, end = int(scores.start_logits.argmax()), int(scores.end_logits.argmax())
 print(tokenizer.decode(tokens["input_ids"][0, start : end + 1]))
 """
+# The encoders of some families have a pooler, which a distillation does not train; without the option transformers
+# would add a random one.
+STATES = """from transformers import AutoModel, AutoTokenizer
+
+{name}
+tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name{options})
+output = model(**tokenizer("A text to embed.", return_tensors="pt"))
+print(output.last_hidden_state.shape)  # one text, its tokens, the hidden size
+"""
 INPUTS = {
     "masked-lm": 'f"The capital of France is {pipe.tokenizer.mask_token}."',
     "classification": '"A text to classify."',
@@ -89,23 +106,50 @@ def front_matter(head: str, **entries: Any) -> str:
     return f"---\n{data.to_yaml(original_order=order)}\n---\n\n"
 
 
-def model_card(title: str, summary: dict, recipe: dict, fingerprint: str, origin: Provenance | None = None) -> str:
-    """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint."""
+def model_card(
+    title: str,
+    summary: dict,
+    recipe: dict,
+    fingerprint: str,
+    origin: Provenance | None = None,
+    *,
+    head: str = "masked-lm",
+    pooler: bool = False,
+) -> str:
+    """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint.
+
+    Args:
+        title: The title.
+        summary: The run's figures.
+        recipe: The run's settings.
+        fingerprint: That of the data.
+        origin: What it was made of.
+        head: "masked-lm", or "encoder" for a bare encoder.
+        pooler: Whether transformers adds a pooler to such an encoder unless it is told not to.
+    """
     origin = origin or Provenance()
-    figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
     positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
     embeds = ["sentence-transformers"] if origin.sentence_transformers else []
+    if head == "encoder":
+        # terms of the loss may be small
+        figures = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in figures.items()}
+        kind, measured = "A bare encoder, without a masked-LM head,", "the figures above"
+        positions = MATCHED_TERMS if "heldout_loss" in figures else ""
+    else:
+        kind, measured = "A masked language model", "the masked-LM figures above"
     return (
         front_matter(
-            "masked-lm",
+            head,
             **provenance_entries(origin),
             tags=_tags(origin) + embeds,
             model_name=title,
             eval_results=list(_heldout_results(summary, origin.datasets)),
         )
-        + f"# {title}\n\nA masked language model {MADE_WITH}{_made_of(origin)}.\n\n"
-        + _usage("masked-lm")
+        + f"# {title}\n\n{kind} {MADE_WITH}{_made_of(origin)}.\n\n"
+        + (NO_HEAD if head == "encoder" else "")
+        + _usage(head, pooler)
         + "## Measured\n\n"
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
@@ -113,7 +157,7 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str, origin
         + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n"
         + _training(origin)
         + f"## Data\n\nFingerprint: `{fingerprint}`\n\n"
-        + _limitations(origin, "Nothing but the masked-LM figures above was measured: no task, and no other text.")
+        + _limitations(origin, f"Nothing but {measured} was measured: no task, and no other text.")
         + "## Recipe\n\n```json\n"
         + json_text(_without_folders(recipe), indent=2)
         + "\n```\n"
@@ -222,12 +266,15 @@ def _made_of(origin: Provenance) -> str:
     if origin.base is None:
         return ""
     revision = f" (revision `{origin.revision}`)" if origin.revision else ""
-    return f", {'distilled from' if origin.distilled else 'made from'} `{origin.base}`{revision}"
+    others = "".join(f" and `{name}`" for name in origin.further_teachers)
+    return f", {'distilled from' if origin.distilled else 'made from'} `{origin.base}`{revision}{others}"
 
 
-def _usage(kind: str) -> str:
+def _usage(kind: str, pooler: bool = False) -> str:
     """Return the section with an example to run in the folder; `kind` is a key of PIPELINES, or "pair"."""
-    if kind == "question-answering":
+    if kind == "encoder":
+        code = STATES.format(name=THIS_FOLDER, options=", add_pooling_layer=False" if pooler else "")
+    elif kind == "question-answering":
         code = ANSWERS.format(name=THIS_FOLDER)
     else:
         pipeline = PIPELINES.get(kind, PIPELINES["classification"])
@@ -255,16 +302,20 @@ def _training(origin: Provenance) -> str:
 
 
 def _limitations(origin: Provenance, measured: str) -> str:
-    source = f"of `{origin.base}` and of the training text" if origin.base else "of the training text"
+    teachers = ", ".join(f"`{name}`" for name in (origin.base, *origin.further_teachers))
+    source = f"of {teachers} and of the training text" if origin.base else "of the training text"
     return (
         f"## Limitations\n\n- It inherits the biases and gaps {source}; they were not measured.\n- {measured}\n"
-        + (
-            f"- No license is given: no file of `{origin.base}` at hand names one.\n"
-            if origin.base and not origin.license
-            else ""
-        )
+        + (f"- No license is given: {_no_license(origin)}.\n" if origin.base and not origin.license else "")
         + "\n"
     )
+
+
+def _no_license(origin: Provenance) -> str:
+    """Return why a card names no license."""
+    if origin.further_teachers:
+        return "the files at hand do not name one and the same for all of its teachers"
+    return f"no file of `{origin.base}` at hand names one"
 
 
 def for_repository(card: str, name: str) -> str:
@@ -273,6 +324,8 @@ def for_repository(card: str, name: str) -> str:
     for entry in metadata.get("model-index") or []:
         card = card.replace(f"\n# {entry['name']}\n", f"\n# {title}\n", 1)
         entry["name"] = title
+    if "model-index" not in metadata and MADE_WITH in card:
+        card = re.sub(r"^# .*$", f"# {title}", card, count=1, flags=re.MULTILINE)
     card = EXAMPLE_NAME.sub(f'name = "{name}"', card, count=1)
     return set_metadata(card, **metadata) if metadata else card
 

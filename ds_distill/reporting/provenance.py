@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Provenance:
         datasets: The training text's names on the Hub.
         hardware: The devices of the training.
         versions: The packages of the training, by name.
+        further_teachers: The names of its other teachers, where it had several.
     """
 
     base: str | None = None
@@ -57,6 +58,7 @@ class Provenance:
     datasets: list[str] = field(default_factory=list)
     hardware: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    further_teachers: list[str] = field(default_factory=list)
 
 
 def from_model(folder: Path, **known: Any) -> Provenance:
@@ -75,6 +77,27 @@ def from_model(folder: Path, **known: Any) -> Provenance:
         language=card["language"] if _is_text(card.get("language")) else None,
         sentence_transformers=(folder / "modules.json").is_file(),
         **known,
+    )
+
+
+def from_models(folders: Sequence[Path], **known: Any) -> Provenance:
+    """Return the provenance of a model that is made of the first of several teachers and learns from all of them.
+
+    Its license is given where all of them have the same.
+    """
+    first, *others = (from_model(folder, **known) for folder in folders)
+    if not others or not first.distilled:
+        return first
+    repositories = [
+        name
+        for origin in (first, *others)
+        for name in ([origin.base_model] if isinstance(origin.base_model, str) else origin.base_model or [])
+    ]
+    return replace(
+        first,
+        base_model=list(dict.fromkeys(repositories)) or None,
+        license=first.license if all(other.license == first.license for other in others) else {},
+        further_teachers=[str(other.base) for other in others],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ds_distill.reporting.heldout import POSITIONS
+from ds_distill.reporting.heldout import POSITIONS, matched_terms, term_cell
 from ds_distill.reporting.pages import Card
 from ds_distill.reporting.run_rows import (
     Row,
@@ -110,7 +110,7 @@ def _loss_card(row: Row, teacher: Row | None, baseline: Row | None, kind: str) -
     key = f"{kind}_loss"
     value, error = row.get(key), row.get(f"{key}_se")
     if value is None:
-        return None
+        return _terms_card(row)
     others = {
         "at the start": row.get(f"start_heldout_{key}"),
         "the teacher": teacher.get(key) if teacher else None,
@@ -120,6 +120,17 @@ def _loss_card(row: Row, teacher: Row | None, baseline: Row | None, kind: str) -
         f"; {name} {loss:.3f}" for name, loss in others.items() if loss is not None
     )
     return Card("Held-out loss", f"{value:.3f}", "" if error is None else f"± {error:.3f}", note)
+
+
+def _terms_card(row: Row) -> Card | None:
+    """Return the card of a bare encoder's held-out terms."""
+    terms = [name for name in matched_terms(row) if name != "loss"]
+    if not terms or row.get("loss") is None:
+        return None
+    note = "weighted sum of " + ", ".join(f"{name} {term_cell(row, name)}" for name in terms)
+    start, error = row.get("start_heldout_loss"), row.get("loss_se")
+    note += "" if start is None else f"; {start:.3g} at the start"
+    return Card("Held-out loss", f"{row['loss']:.3g}", "" if error is None else f"± {error:.1g}", note)
 
 
 def _score_card(run: Run, teacher: Row | None) -> Card | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ds_distill.recipe import Losses, Match
-from ds_distill.reporting.heldout import POSITIONS, shared_kind
+from ds_distill.reporting.heldout import POSITIONS, has_guesses, matched_terms, shared_kind
 from ds_distill.reporting.panels import Line, Panel, mean_points
 
 Rows = Sequence[Mapping[str, Any]]
@@ -98,6 +98,8 @@ def heldout_panels(
         teacher: The teacher's figures by the name of the set, where they are known.
         accuracy: Whether to show accuracies too.
     """
+    bare = {label: curves for label, curves in runs.items() if not _guess(curves)}
+    runs = {label: curves for label, curves in runs.items() if label not in bare}
     panels = []
     sets = dict.fromkeys(name for curves in runs.values() for name in curves)
     for name in sets:
@@ -113,7 +115,26 @@ def heldout_panels(
                 _line(label, curves.get(name, ()), key, scale, i) for i, (label, curves) in enumerate(runs.items())
             ]
             panels.append(Panel(f"{title} {where}", unit, lines, _scaled(level.get(key), scale)))
-    return panels
+    return panels + _panels_of_terms(bare)
+
+
+def _guess(heldout: Mapping[str, Rows]) -> bool:
+    """Return whether held-out rows are of a masked-LM model, not of a bare encoder; no rows count as such."""
+    last = [row for rows in heldout.values() for row in rows[-1:]]
+    return not last or any(has_guesses(row) for row in last)
+
+
+def _panels_of_terms(runs: Mapping[str, Mapping[str, Rows]]) -> list[Panel]:
+    """Return a panel of each held-out term of bare encoders, for each held-out set."""
+    lines: dict[str, list[Line]] = {}
+    for label, curves in runs.items():
+        for name, rows in curves.items():
+            for term in matched_terms(rows[-1]) if rows else ():
+                title = "weighted loss" if term == "loss" else term
+                where = f", {name or CORPUS_HELDOUT}" if len(curves) > 1 or name else ""
+                found = lines.setdefault(f"Held-out {title} of bare encoders{where}", [])
+                found.append(_line(label, rows, term, 1, len(found)))
+    return [Panel(title, "mean over tokens", found) for title, found in lines.items()]
 
 
 def training_panels(runs: Mapping[str, tuple[Rows, Mapping[str, TermLabel]]]) -> list[Panel]:
@@ -151,6 +172,8 @@ def run_panels(
         labels: The labels of its terms.
         teacher: The teacher's held-out figures by the name of the set, where they are known.
     """
+    if not _guess(heldout):
+        return _bare_panels(history, heldout, labels)
     kind = shared_kind(row for rows in heldout.values() for row in rows[-1:])
     level = teacher.get("", {})
 
@@ -184,6 +207,21 @@ def run_panels(
             term = labels.get(name, TermLabel(name, name))
             line = _training_line("training", history, name, len(heldout))
             panels.append(Panel(term.title, term.unit, [line], falls=True))
+    return panels
+
+
+def _bare_panels(history: Rows, heldout: Mapping[str, Rows], labels: Mapping[str, TermLabel]) -> list[Panel]:
+    """Return the panels of a bare encoder's run: each term of its loss, in training and held out."""
+    panels = []
+    terms = dict.fromkeys(term for rows in heldout.values() if rows for term in matched_terms(rows[-1]))
+    for term in terms:
+        if term != "loss" or term in labels:
+            label = labels.get(term, TermLabel(term, term))
+            lines = [
+                _line(f"held-out {name}".strip(), rows, term, 1, i) for i, (name, rows) in enumerate(heldout.items())
+            ]
+            lines.insert(0, _training_line("training", history, term, len(heldout)))
+            panels.append(Panel(label.title, label.unit, lines, falls=True))
     return panels
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_distill.reporting.heldout import POSITIONS
+from ds_distill.reporting.heldout import POSITIONS, describe_terms, has_guesses
 from ds_distill.reporting.pages import Card, Section, write_html
 from ds_distill.reporting.panels import MOST_POINTS, Line, Panel, limits_after_start
 from ds_distill.reporting.run_cards import NBSP, make_cards, percent
@@ -143,6 +143,7 @@ def _trained_table(
                 "latency": None if row.get("latency_ms") is None else f"{row['latency_ms']:.2f}",
                 "loss": None if loss is None else f"{loss:.3f}" + ("" if error is None else f" ± {error:.3f}"),
                 "accuracy": percent(row.get(f"{kind}_accuracy"), row.get(f"{kind}_accuracy_se")),
+                "terms": describe_terms(row) or None,
                 "kept": _kept(row, reference.get(name), kind),
                 "tokens": row.get("tokens"),
                 "rate": None if row.get("tokens_per_second") is None else round(row["tokens_per_second"]),
@@ -156,6 +157,7 @@ def _trained_table(
         "accuracy": "held-out accuracy",
         "kept": "teacher's accuracy kept",
         "loss": "held-out loss (nats)",
+        "terms": "held-out terms",
         "parameters": "parameters",
         "latency": "latency (ms)",
         "tokens": "training tokens",
@@ -165,6 +167,8 @@ def _trained_table(
     }
     if any("latency_ms" in row for row in rows):
         del columns["what"]  # those who measured the models have named them
+    if not any(has_guesses(row) for row in rows):
+        del columns["accuracy"], columns["loss"]
     always = ("model", "parameters", "loss", "accuracy")
     columns = {key: name for key, name in columns.items() if key in always or any(line[key] for line in lines)}
     text = _explain_figures(runs, rows, teachers, kind)
@@ -186,7 +190,9 @@ def _explain_figures(
     runs: Sequence[Run], rows: Sequence[Row], teachers: Mapping[str, TeacherFigures], kind: str
 ) -> str:
     """Return what the held-out figures are over, and which of them must not be compared."""
-    if kind == "mask":
+    if not any(has_guesses(row) for row in rows):
+        text = "Held-out figures are means over real tokens of the terms of the loss."
+    elif kind == "mask":
         text = f"Held-out figures are those {POSITIONS[kind]}."
         counts = {row[f"{kind}_count"] for row in rows if row.get(f"{kind}_count")}
         text = text[:-1] + f", {counts.pop():,} of them." if len(counts) == 1 else text

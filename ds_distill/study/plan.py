@@ -359,18 +359,18 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     with spinner("checking the teacher"):
         # This module imports torch, and a report need not wait for that.
         from ds_distill.models.folder import find_model_folder
-        from ds_distill.models.student import find_start
-        from ds_distill.preflight.models import check_complete, check_teacher_fits
+        from ds_distill.preflight.models import check_teachers_complete, check_teachers_fit
 
-        teacher, tied = find_model_folder(study.teacher), []
+        teachers, recipes = [find_model_folder(study.teacher)], {}
         for what, recipe in students:
             try:
-                tied.append(check_teacher_fits(teacher, recipe))
+                check_teachers_fit(teachers, recipe)
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_complete(teacher, tied=any(tied))
-        for start in {recipe.student.from_ for _, recipe in students if recipe.student.from_ is not None}:
-            check_complete(find_start(start))
+            student, losses = recipe.student, recipe.losses
+            recipes[student.from_, student.init_layers == "random", bool(losses.kl), losses.need_vocabulary] = recipe
+        for recipe in recipes.values():  # those that ask for the same weights need one look
+            check_teachers_complete(teachers, recipe)
 
 
 def _read_tasks(study: Study, jobs: list[Job]) -> None:

@@ -74,7 +74,11 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
         mean, first_mean = mean_score(row, tasks), mean_score(first, tasks)
         line = {
             "student": row["model"],
-            "loss": format_loss(row, f"heldout_{kind}_loss") if "heldout_mlm_loss" in row else NOT_RUN,
+            "loss": format_loss(row, f"heldout_{kind}_loss")
+            if "heldout_mlm_loss" in row
+            else None  # of a bare encoder
+            if "tokens" in row
+            else NOT_RUN,
         }
         line["mean"] = missing_mean_text(row, tasks) if mean is None else f"{mean:.1f}"
         if row is not first:
@@ -128,15 +132,17 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
     kind = heldout_kind(students)
     for row in students:
         file = study / "students" / make_folder_name(row["model"]) / "curves.json"
-        if file.is_file() and "heldout_mlm_loss" in row:  # The summary is written last.
-            heldout = read_heldout_curves(file.parent)
-            curves[row["model"]] = {key or CORPUS_HELDOUT: points for key, points in heldout.items()}
+        if file.is_file() and "tokens" in row:  # The summary is written last.
+            if guesses := "heldout_mlm_loss" in row:  # not those of a bare encoder
+                heldout = read_heldout_curves(file.parent)
+                curves[row["model"]] = {key or CORPUS_HELDOUT: points for key, points in heldout.items()}
             rate = row.get("tokens_per_second")  # A run that resumed after its last step has no rate.
             seconds = row["tokens"] / rate if rate else None
             first = first or seconds
-            losses = {CORPUS_HELDOUT: format_loss(row, f"heldout_{kind}_loss")} | {
-                name: format_loss(figures, f"{kind}_loss") for name, figures in row.get("heldout_sets", {}).items()
-            }
+            losses = {CORPUS_HELDOUT: format_loss(row, f"heldout_{kind}_loss")} if guesses else {}
+            if guesses:
+                sets = row.get("heldout_sets", {})
+                losses |= {name: format_loss(figures, f"{kind}_loss") for name, figures in sets.items()}
             lines.append(
                 {
                     "model": row["model"],

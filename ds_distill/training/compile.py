@@ -14,6 +14,7 @@ from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.prepacked_linear import prepack_linears
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import MatchedLoss
+from ds_distill.models.ensemble import Ensemble
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
@@ -62,6 +63,9 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     """Return how many of `tokens` are projected on the vocabulary for a loss."""
+    if not recipe.losses.need_vocabulary:
+        return 0.0
+    taught = taught and bool(recipe.losses.kl)
     return tokens if taught and recipe.losses.kl_tokens == "all" else tokens * recipe.data.mlm_probability
 
 
@@ -111,7 +115,7 @@ def should_compile(training: Training, saved: float, device: torch.device) -> bo
 
 def choose_kernels(
     objective: Objective,
-    teacher: Teacher | None,
+    teacher: Teacher | Ensemble | None,
     recipe: Recipe,
     tokens: float,
     *,
@@ -133,7 +137,12 @@ def choose_kernels(
 
 
 def compile_step(
-    objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, backend: str = "auto"
+    objective: Objective,
+    teacher: Teacher | Ensemble | None,
+    device: torch.device,
+    *,
+    body: bool = True,
+    backend: str = "auto",
 ) -> None:
     """Have the losses and the blocks of student and teacher compiled when they are first used.
 
@@ -152,10 +161,11 @@ def compile_step(
             if isinstance(match, MatchedLoss):  # the others have kernels of their own
                 match.distance = torch.compile(match.distance)
     objective.backend = backend if backend != "auto" else "triton" if device.type == "cuda" else "compiled"
-    if teacher is not None and device.type == "cpu":
-        prepack_linears(teacher.model)
+    teachers = teacher.models if teacher is not None else ()
+    for model in teachers if device.type == "cpu" else ():
+        prepack_linears(model)
     if body:
-        for model in (objective.model, *([teacher.model] if teacher is not None else [])):
+        for model in (objective.model, *teachers):
             compile_layers(model, device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ds_distill.data.batch import Batch
 from ds_distill.data.loader import BatchLoader
 from ds_distill.losses.objective import Objective
+from ds_distill.models.ensemble import Ensemble
 from ds_distill.models.intermediates import Site
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.evaluation import without_compilation
@@ -27,7 +28,7 @@ SMALLEST = 0.01
 
 def divide_by_deviations(
     objective: Objective,
-    teacher: Teacher,
+    teacher: Teacher | Ensemble,
     loader: BatchLoader,
     known: dict[str, list[float]],
     device: torch.device,
@@ -54,7 +55,7 @@ def divide_by_deviations(
 
 
 def measure_deviations(
-    teacher: Teacher, loader: BatchLoader, sites: Iterable[Site], device: torch.device
+    teacher: Teacher | Ensemble, loader: BatchLoader, sites: Iterable[Site], device: torch.device
 ) -> dict[Site, Tensor]:
     """Collective: return the standard deviation of each dimension over the real tokens of the first batches.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -41,18 +41,26 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
             the first comes from the first rank, the second from the second, and so on.
         device: The device to run on.
     """
+
+    def measure(batch: Batch) -> Tensor:
+        _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
+        return sum_moments(batch, results)
+
+    return figures_of(sum_over_ranks(measure_all(run, measure, batches, device), len(KINDS), device))
+
+
+def measure_all(run, measure: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device) -> list:
+    """Return what `measure` returns of each batch, with `run` in evaluation mode."""
     was_training = run.training
     run.eval()
     moments = []
     # the last batch is smaller and not worth compiling anew
     with torch.no_grad(), without_compilation():
         for batch in batches:
-            batch = batch.to(device)
-            _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
-            moments.append(sum_moments(batch, results))
+            moments.append(measure(batch.to(device)))
             note_progress()
     run.train(was_training)
-    return figures_of(_sum_over_ranks(moments, device))
+    return moments
 
 
 def figures_of(moments: Tensor) -> dict[str, float | int | None]:
@@ -65,17 +73,17 @@ def figures_of(moments: Tensor) -> dict[str, float | int | None]:
     return figures
 
 
-def _sum_over_ranks(moments: list[Tensor], device: torch.device) -> Tensor:
-    """Collective: return the sum of all ranks' moments, float64 [len(KINDS), 4, 4] on the CPU.
+def sum_over_ranks(moments: list[Tensor], kinds: int, device: torch.device) -> Tensor:
+    """Collective: return the sum of all ranks' moments, float64 [kinds, 4, 4] on the CPU.
 
     They are added in the order of the batches, so the sum has the same bits for any number of ranks.
     """
-    own = torch.stack(moments) if moments else torch.zeros(0, len(KINDS), 4, 4, dtype=torch.float64, device=device)
+    own = torch.stack(moments) if moments else torch.zeros(0, kinds, 4, 4, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         of_ranks = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(of_ranks, own)
         own = torch.stack(of_ranks, dim=1).flatten(0, 1)
-    total = torch.zeros(len(KINDS), 4, 4, dtype=torch.float64)
+    total = torch.zeros(kinds, 4, 4, dtype=torch.float64)
     for part in own.cpu():
         total += part
     return total

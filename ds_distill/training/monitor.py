@@ -6,12 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import cast
 
 import torch
 
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.heldout import FEW_GUESSES, describe_heldout
+from ds_distill.reporting.heldout import FEW_GUESSES, describe_heldout, has_guesses
 from ds_distill.reporting.run_text import millions
 from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.trackers import Trackers
@@ -111,17 +110,19 @@ class Metrics:
     def log_evaluation(self, name: str, figures: Mapping[str, float | None], step: int) -> None:
         """Show the figures of the held-out set `name`, which is empty for the corpus's own.
 
-        Trackers get those at [MASK] and at all selected positions; their counts never change.
+        Trackers get those at [MASK] and at all selected positions, or a bare encoder's terms; counts never change.
         """
         log_event(f"step {step:,}: held-out {f'({name}) ' if name else ''}{describe_heldout(figures)}")
-        if cast(int, figures["mask_count"]) < FEW_GUESSES and name not in self._warned:
+        count = figures.get("mask_count")  # a bare encoder makes no guesses
+        if count is not None and count < FEW_GUESSES and name not in self._warned:
             self._warned.add(name)
             where = f" in {name}" if name else ""
-            log(f"warning: {figures['mask_count']} guesses at [MASK]{where} say little; see --heldout for more")
+            log(f"warning: {count} guesses at [MASK]{where} say little; see --heldout for more")
+        rarely = ("kept_", "random_") if has_guesses(figures) else ()
         shown = {
             key: value
             for key, value in figures.items()
-            if key.startswith(("mask_", "mlm_")) and not key.endswith("_count")
+            if not key.startswith(rarely) and key != "count" and not key.endswith("_count")
         }
         self._trackers.log({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
 

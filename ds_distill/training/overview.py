@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_distill.models.families import get_family
 from ds_distill.models.student import count_parameters
 from ds_distill.reporting.run_panels import term_labels
 from ds_distill.reporting.run_text import describe_device, describe_model, millions
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ds_distill.training.trainer import Trainer
 
 
@@ -18,13 +21,17 @@ def overview(trainer: Trainer) -> dict[str, str]:
     """Return the lines of a run's header by their labels."""
     loader, done = trainer.loader, trainer.state.step
     manifest = loader.store.manifest
-    models = (
-        {"teacher": trainer.teacher.model, "student": trainer.objective.model}
-        if trainer.teacher
-        else {"model": trainer.objective.model}
-    )
+    teachers = trainer.teacher.models if trainer.teacher else ()
+    lines_of_models = {"teacher": _describe(teachers[0])} if teachers else {}
+    if len(teachers) > 1:
+        weights = trainer.objective.losses.weights_of_teachers(len(teachers))
+        lines_of_models = {
+            f"teacher {number}": f"{_describe(model)}; weight {weight:.3g}"
+            for number, (model, weight) in enumerate(zip(teachers, weights, strict=True), 1)
+        }
+    lines_of_models["student" if teachers else "model"] = _describe(trainer.objective.model)
     precision = _name(trainer.dtype)
-    if trainer.teacher and (frozen := _name(next(trainer.teacher.model.parameters()).dtype)) != precision:
+    if teachers and (frozen := _name(next(teachers[0].parameters()).dtype)) != precision:
         precision += f" (teacher {frozen})"
     documents, tokens = manifest["documents"], manifest["real_tokens"]
     length = manifest["sequence_length"]
@@ -34,7 +41,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
     epochs = steps / loader.steps_per_epoch
     labels = term_labels(trainer.objective.losses)
     return {
-        **{name: describe_model(model.config, count_parameters(model)) for name, model in models.items()},
+        **lines_of_models,
         "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
         f"ZeRO stage {trainer.engine.deepspeed.zero_optimization_stage()}",
         "text": f"{documents['train']:,} documents, {millions(tokens['train'])} tokens"
@@ -53,6 +60,15 @@ def overview(trainer: Trainer) -> dict[str, str]:
         else "all steps done",
         "output": str(trainer.folder.path),
     }
+
+
+def _describe(model: PreTrainedModel) -> str:
+    """Return a model in words: what its config says, and what of that runs."""
+    family = get_family(model)
+    text, layers = describe_model(model.config, count_parameters(model)), len(family.get_layers(model))
+    if layers < family.dims(model.config).depth:
+        text += f" up to layer {layers - 1}, the highest that is compared"
+    return text + ("" if family.has_head(model) else ", without a masked-LM head")
 
 
 def _name(dtype: torch.dtype) -> str:

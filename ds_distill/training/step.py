@@ -10,6 +10,7 @@ import torch
 
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
+from ds_distill.models.ensemble import Ensemble
 from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.models.varlen_attention import use_varlen_attention, varlen_unavailable_reason
@@ -34,7 +35,7 @@ class Step:
     def __init__(
         self,
         objective: Objective,
-        teacher: Teacher | None,
+        teacher: Teacher | Ensemble | None,
         recipe: Recipe,
         *,
         steps: int,
@@ -63,7 +64,7 @@ class Step:
         tokens, stage = steps * t.global_batch_size * length / ranks, resolve_zero_config(t, dtype)["stage"]
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
         self._compiled_before = compile_seconds_so_far() if compiled else None
-        models = (objective.model, *([teacher.model] if teacher is not None else []))
+        models = (objective.model, *(teacher.models if teacher is not None else ()))
         self.varlen = documents and all(
             varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models
         )

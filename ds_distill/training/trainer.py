@@ -14,6 +14,7 @@ from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.data.loader import BatchLoader
 from ds_distill.distributed.process_group import run_on_rank0
 from ds_distill.losses.objective import Objective
+from ds_distill.models.ensemble import Ensemble
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder
@@ -22,6 +23,7 @@ from ds_distill.training.checkpoint_writer import CheckpointWriter, Saved
 from ds_distill.training.deviations import divide_by_deviations
 from ds_distill.training.evaluation import FIGURES, evaluate
 from ds_distill.training.interrupt import StopRequest
+from ds_distill.training.matched_evaluation import evaluate_matches
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.overview import overview
@@ -56,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        teacher: Teacher | None,
+        teacher: Teacher | Ensemble | None,
         loader: BatchLoader,
         heldout: dict[str, Callable[[], Iterable[Batch]]],
         recipe: Recipe,
@@ -214,9 +216,15 @@ class Trainer:
         for name, make_batches in self.heldout.items():
             if not self.state.was_evaluated(name):
                 with self.metrics.during("evaluating"), self.evaluating.occurrence():
-                    figures = evaluate(self.engine, make_batches(), self.device)
+                    figures = self.measure(make_batches())
                 self.state.add_evaluation(name, figures)
                 self.metrics.log_evaluation(name, figures, self.state.step)
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float | int | None]:
+        """Collective: return the figures of the model on held-out batches."""
+        if self.objective.has_head or self.teacher is None:
+            return evaluate(self.engine, batches, self.device)
+        return evaluate_matches(self.engine, self.objective, self.teacher, batches, self.device)
 
     def save(self) -> None:
         """Collective: begin a checkpoint, which is written while the training continues."""
@@ -255,8 +263,11 @@ class Trainer:
         """Return the figures of a finished run."""
         last = self.state.history[-1]
         curve = self.state.heldout[""]
+        figures, starting = FIGURES, [key for key in FIGURES if key.startswith(("mask_", "mlm_"))]
+        if not self.objective.has_head:
+            starting = list(figures := tuple(key for key in curve[-1] if key not in ("step", "tokens")))
         sets = {
-            name: {key: rows[-1].get(key) for key in FIGURES}
+            name: {key: rows[-1].get(key) for key in figures}
             for name, rows in self.state.heldout.items()
             if name and rows[-1]["step"] == self.total_steps
         }
@@ -266,8 +277,8 @@ class Trainer:
             "steps": self.total_steps,
             **{key: value for key, value in last.items() if key not in ("step", "tokens")},
             # a row that an earlier version wrote has figures over all selected positions only
-            **{f"heldout_{key}": curve[-1].get(key) for key in FIGURES},
-            **{f"start_heldout_{key}": curve[0].get(key) for key in FIGURES if key.startswith(("mask_", "mlm_"))},
+            **{f"heldout_{key}": curve[-1].get(key) for key in figures},
+            **{f"start_heldout_{key}": curve[0].get(key) for key in starting},
             **({"heldout_sets": sets} if sets else {}),
             "skipped_steps": self.state.skipped,
             **self.metrics.summary(),

@@ -12,9 +12,10 @@ from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
+from ds_distill.models.loading import new_model
 from ds_distill.training.checkpoint import FROZEN, find_damage, read_manifest
 from ds_distill.training.engine import Engine
 from ds_distill.training.trusted import check_trusted
@@ -51,6 +52,26 @@ def _unsharded_masters(engine: Engine) -> dict[int, Tensor]:
     return _unflatten(
         _group_masters(vars(engine.deepspeed.optimizer)), getattr(engine.deepspeed.optimizer, "fp16_groups", [])
     )
+
+
+def trained_class(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model of the config and of the class that a checkpoint holds: a masked-LM model, or a bare encoder.
+
+    Args:
+        folder: The checkpoint.
+        config: The config of the trained model.
+
+    Raises:
+        UserError: The checkpoint's manifest is damaged.
+    """
+    try:
+        groups = read_manifest(folder)["groups"]
+    except UserError as damage:
+        raise UserError(f"{folder} is damaged ({damage}); export another checkpoint, by its --step") from damage
+    with torch.device("meta"):
+        bare = {f"{PREFIX}{name}" for name, _ in new_model(config, head=False).named_parameters()}
+    names = {name for group in groups for name in group if name.startswith(PREFIX)}
+    return new_model(config, head=not names <= bare).float()
 
 
 def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:

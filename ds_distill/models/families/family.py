@@ -65,9 +65,9 @@ class StudentClass:
 class Family:
     """One family, by `config.model_type`.
 
-    Paths are dotted module names in its `...ForMaskedLM` model. Everything goes through the model's
-    own modules, so that hooks (ZeRO-3's gathering among them) fire as they would in the model's
-    forward.
+    Paths are dotted module names in its `...ForMaskedLM` model; the encoder's is one name, and a bare encoder has the
+    paths after it. Everything goes through the model's own modules, so that hooks (ZeRO-3's gathering among them)
+    fire as they would in the model's forward.
 
     Attributes:
         name: The family's `config.model_type`.
@@ -115,13 +115,21 @@ class Family:
         parent, _, name = self.decoder.rpartition(".")
         return model.get_submodule(parent), name
 
+    def has_head(self, model: PreTrainedModel) -> bool:
+        """Return whether a model has a masked-LM head. A bare encoder has none, nor has one with the head of a task."""
+        return hasattr(model, self.decoder.partition(".")[0])
+
+    def prefix(self, model: PreTrainedModel) -> str:
+        """Return what the names of the encoder's parameters in a model begin with: nothing for a bare encoder."""
+        return f"{self.encoder}." if hasattr(model, self.encoder) else ""
+
     def get_encoder(self, model: PreTrainedModel) -> Any:
-        """Return the encoder of a masked-LM model."""
-        return model.get_submodule(self.encoder)
+        """Return the encoder of a model with a head; a bare encoder itself."""
+        return getattr(model, self.encoder, model)
 
     def get_layers(self, model: PreTrainedModel) -> Any:
         """Return the nn.ModuleList of the encoder's layers."""
-        return model.get_submodule(self.layers)
+        return self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
 
     def get_decoder(self, model: PreTrainedModel) -> Any:
         """Return the vocabulary projection of a masked-LM model."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_distill.estimate.estimate import Estimator
-from ds_distill.estimate.flops import flops_per_token
+from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import DEVICES, H100_SMALL
 from ds_distill.estimate.known_models import find_known_model
 from ds_distill.estimate.matches import MatchCost, match_cost
@@ -64,7 +64,9 @@ def test_terms_of_a_match_are_counted():
     recipe = Recipe(data=Data(sequence_length=length), losses=Losses(match=[Match("relation", layers="last")]))
     recipe.training.micro_batch_size = 16
     plain, matched = (
-        Estimator(Recipe(recipe.data, losses=losses, training=recipe.training), find_known_model(name), DEVICES["h100"])
+        Estimator(
+            Recipe(recipe.data, losses=losses, training=recipe.training), [find_known_model(name)], DEVICES["h100"]
+        )
         for name, losses in (("bert-base-uncased", Losses()), ("bert-base-uncased", recipe.losses))
     )
     assert matched.flops_per_token - plain.flops_per_token == 3 * 2 * 128 * (768 + 3 * 768)
@@ -105,9 +107,28 @@ def test_memory_of_a_step_is_what_an_h100_took():
     for step in (parts["step_128"], parts["large"]):
         training = Training(global_batch_size=step["sequences"], micro_batch_size=step["sequences"])
         recipe = Recipe(data=Data(sequence_length=step["length"]), training=training)
-        estimator = Estimator(recipe, find_known_model("bert-base-uncased"), DEVICES["h100"])
+        estimator = Estimator(recipe, [find_known_model("bert-base-uncased")], DEVICES["h100"])
         need = estimator.memory(step["sequences"], step["zero"], 1)
         assert (need.activations + need.loss) / 1e6 == pytest.approx(step["peak_mb_per_step"]["engine"], rel=0.04)
+
+
+def test_only_what_runs_of_the_teachers_counts():
+    """A bare encoder up to the highest layer that is compared; of several teachers all, and their joined decoders."""
+    data, bert, small = Data(sequence_length=128), "bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"
+    whole, other = find_known_model(bert), find_known_model(small)
+    within = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[Match("mse", layers=[[5, 8]])])
+    bare = Estimator(Recipe(data=data, losses=within), [whole], DEVICES["h100"])
+    width, layer = 768, 4 * 768**2 + 2 * 768 * 3072
+    forward = 2.0 * (layer + 2 * 128 * width)  # a layer's products, and its scores and values, per token
+    assert bare.flops_per_token == pytest.approx((9 + 3 * 6) * forward) and bare.projected == 0
+    biases = 9 * width + 3072  # of the linear layers and norms
+    embeddings = (30_522 + 512 + 2 + 2) * width
+    assert bare.teacher_bytes == 2 * (embeddings + 9 * (layer + biases))
+    one = Estimator(Recipe(data=data), [whole], DEVICES["h100"])
+    two = Estimator(Recipe(data=data), [whole, other], DEVICES["h100"])
+    joined = 30_522 * (768 + 384)
+    assert two.teacher_bytes == one.teacher_bytes + 2 * (22_744_506 + joined)
+    assert two.flops_per_token == one.flops_per_token + forward_flops_per_token(other.config, 128)
 
 
 def test_memory_by_stage_is_the_papers_arithmetic():
@@ -182,11 +203,11 @@ def test_memory_is_what_a_container_allows(monkeypatch):
 def test_a_plan_for_nothing_is_refused(key, value):
     given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
     with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):
-        plan(Recipe(), "T", None, **given)
+        plan(Recipe(), ["T"], None, **given)
 
 
 def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
     tiny_bert(4).config.save_pretrained(tmp_path)
     recipe = Recipe(student=Student(init_layers=[0, 9]), data=Data(sequence_length=16))
     with pytest.raises(UserError, match=r"student.init_layers\[1\] = 9: the teacher has 4 layers"):
-        plan(recipe, find_model_folder(str(tmp_path)), None, 1, None, 1000.0)
+        plan(recipe, [find_model_folder(str(tmp_path))], None, 1, None, 1000.0)

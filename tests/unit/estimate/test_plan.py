@@ -27,7 +27,7 @@ def recipe(micro_batch_size=128, **training) -> Recipe:
 
 
 def estimate(model=BERT, given=None, *, gpu="h100", ranks=8, epoch=None, price=None, rate=None, memory=None):
-    return plan(given or recipe(), model, None, ranks, memory, rate, gpu, epoch, price)
+    return plan(given or recipe(), [model], None, ranks, memory, rate, gpu, epoch, price)
 
 
 def test_the_answer_is_one_sentence_then_a_table_and_the_sources(capsys):
@@ -155,11 +155,11 @@ def test_one_node_is_not_charged_for_the_network_and_a_slow_network_serves_fewer
     eight, sixteen = estimate(ranks=8), estimate(ranks=16)
     assert "not counted" in " ".join(eight["notes"]) and "not counted" not in " ".join(sixteen["notes"])
     assert sixteen["tokens_per_second"] < 2 * eight["tokens_per_second"]
-    slow = plan(recipe(), BERT, None, 16, None, None, "h100", network=4.0)
+    slow = plan(recipe(), [BERT], None, 16, None, None, "h100", network=4.0)
     assert slow["tokens_per_second"] < sixteen["tokens_per_second"]
     assert len(slow["scaling"]["rows"]) < len(sixteen["scaling"]["rows"])
     with pytest.raises(UserError, match="--network -1: must be above 0"):
-        plan(recipe(), BERT, None, 16, None, None, "h100", network=-1)
+        plan(recipe(), [BERT], None, 16, None, None, "h100", network=-1)
 
 
 def test_zero_3_for_a_small_student_is_said_not_to_pay():

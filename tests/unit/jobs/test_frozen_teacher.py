@@ -10,7 +10,7 @@ from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Training
+from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
@@ -58,11 +58,11 @@ def test_fp16_is_refused_on_a_cpu():
 def test_a_teacher_too_large_for_fp16_is_named_with_the_remedy(large, monkeypatch):
     start_distributed()
     folder = find_model_folder(str(large))
-    freeze = frozen_teacher.freeze_teacher
-    assert freeze(load_masked_lm(folder), folder, Training(), batch(), CPU, BF16).decoder_weight.dtype == BF16
+    freeze = frozen_teacher.freeze_teachers
+    assert freeze([load_masked_lm(folder)], [folder], Recipe(), batch(), CPU, BF16).decoder_weight.dtype == BF16
     monkeypatch.setattr(frozen_teacher, "teacher_dtype", lambda *_: FP16)
     with pytest.raises(UserError) as caught:
-        freeze(load_masked_lm(folder), folder, Training(), batch(), CPU, BF16)
+        freeze([load_masked_lm(folder)], [folder], Recipe(), batch(), CPU, BF16)
     assert str(caught.value).startswith(f"teacher {large}: its hidden states are not finite in fp16 on a batch of the")
     assert "training.teacher_precision = bf16" in str(caught.value)
 

@@ -278,4 +278,4 @@ def test_a_family_without_projections_of_its_own_is_refused():
 )
 def test_the_default_number_of_relation_heads(student, teacher, heads):
     sizes = [Dims(depth=6, heads=4, width=width, feed_forward=4, activation="gelu") for width in (student, teacher)]
-    assert resolve_heads(Match("relation"), *sizes, "m") == heads
+    assert resolve_heads(Match("relation"), sizes[0], sizes[1:], "m") == heads

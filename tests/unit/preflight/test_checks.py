@@ -343,7 +343,7 @@ def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys
 @pytest.mark.parametrize("make", FAMILIES)
 def test_each_family_passes(world, capsys, make):
     from ds_distill.models.folder import find_model_folder
-    from ds_distill.preflight.checks import check_teacher
+    from ds_distill.preflight.checks import check_teachers
     from ds_distill.recipe import Data, Recipe
 
     model = make()
@@ -353,4 +353,4 @@ def test_each_family_passes(world, capsys, make):
     for file in (world / "small").iterdir():
         shutil.copy(file, world / "teacher")
     assert len(AutoTokenizer.from_pretrained(world / "teacher")) <= model.config.vocab_size
-    check_teacher(find_model_folder(str(world / "teacher")), Recipe(data=Data(sequence_length=16)))
+    check_teachers([find_model_folder(str(world / "teacher"))], Recipe(data=Data(sequence_length=16)))

@@ -88,3 +88,26 @@ def test_held_out_figures_of_an_earlier_version_are_told_as_such():
     assert describe_heldout(figures("mask mlm")) == "loss 2.500 ± 0.250 nats, accuracy 12.5 ± 1.0 % at [MASK]"
     earlier = {"mlm_loss": 2.5, "mlm_accuracy": 0.125}
     assert describe_heldout(earlier) == "loss 2.500 nats, accuracy 12.5 % at all selected positions"
+
+
+def test_a_bare_encoder_shows_its_terms(tmp_path):
+    summary = {
+        "steps": 10,
+        "tokens": 900,
+        "tokens_per_second": None,
+        "export": "r/export",
+        "parameters": 7,
+        "loss": 9.0,
+    }
+    terms = {"mse": 0.25, "mse_se": 0.0125, "cosine": 0.0312, "cosine_se": 0.002, "loss": 0.5, "loss_se": None}
+    for prefix in ("start_heldout_", "heldout_"):
+        summary |= {f"{prefix}{name}": value for name, value in terms.items()} | {f"{prefix}count": 40}
+    summary["heldout_sets"] = {"books": terms | {"cosine": None}}
+    table, _ = training_result(summary, "r")
+    assert table.splitlines() == [
+        "                                 mse          cosine  loss",
+        "held-out text, at start  0.25 ± 0.01  0.0312 ± 0.002   0.5",
+        "held-out text, at end    0.25 ± 0.01  0.0312 ± 0.002   0.5",
+        "books, at end            0.25 ± 0.01               –   0.5",
+    ]
+    assert describe_heldout(terms | {"count": 40}) == "mse 0.25 ± 0.01, cosine 0.0312 ± 0.002, loss 0.5"

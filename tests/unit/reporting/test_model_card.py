@@ -142,3 +142,25 @@ def test_provenance_comes_from_the_cards_and_the_cache(tmp_path):
 def test_datasets_of_the_hub_are_named():
     inputs = ["hf:acme/texts:en@train#text", "hf:acme/texts@test", "hf:wiki", "text.txt", "hf:/local/folder"]
     assert provenance.name_datasets(inputs) == ["acme/texts", "wiki"]
+
+
+def test_a_card_names_all_teachers_and_a_license_that_they_share(tmp_path):
+    for name, license in (("first", "mit"), ("second", "mit"), ("third", "apache-2.0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {license}\nbase_model: hub/{name}\n---\n")
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    both = provenance.from_models([first, second], distilled=True)
+    assert both.license == {"license": "mit"} and both.base_model == ["hub/first", "hub/second"]
+    assert provenance.from_models([first, third], distilled=True).license == {}
+    alone = provenance.from_models([first, third], distilled=False)  # trained without its teachers
+    assert alone == provenance.from_model(first)
+    card = model_card("run", {"steps": 1}, {}, "0", provenance.from_models([first, third], distilled=True))
+    assert "distilled from `first` and `third`" in card and "one and the same for all of its teachers" in card
+
+
+def test_the_card_of_a_bare_encoder_promises_no_masks():
+    figures = {"heldout_mse": 0.00012, "heldout_mse_se": 0.00001, "heldout_loss": 0.00012, "steps": 5}
+    card = model_card("run", figures, {}, "0", head="encoder", pooler=True)
+    assert provenance.parse_front_matter(card)["pipeline_tag"] == "feature-extraction" and "fill-mask" not in card
+    assert "from_pretrained(name, add_pooling_layer=False)" in card and "0.00012" in card
+    assert "# student\n" in for_repository(card, "owner/student")
