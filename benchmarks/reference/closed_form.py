@@ -1,9 +1,9 @@
-"""The vocabulary loss and its gradients, written out from the formula in float64 without autograd.
+"""The fused losses and their gradients, written out from the formulas in float64 without autograd.
 
 Every fast implementation is compared with this one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,72 @@ def vocabulary_loss(
         + mlm_weight * (z.softmax(-1) - onehot) * masked.double()[:, None]
     )
     return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
+
+
+def relation_kl(
+    student: tuple[Tensor, Tensor],
+    teachers: Sequence[tuple[Tensor, Tensor]],
+    weights: Sequence[float],
+    mask: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute Σ KL(Σ_k w_k softmax(t_k) ‖ softmax(s)) over the rows of all scores, and its gradients, in float64.
+
+    The arguments are those of losses.relations.ensemble_relation_kl, with weights that add up to 1.
+    Source: Wang et al. 2021 (MiniLMv2), section 3.1.
+
+    Returns:
+        (loss, gradient of a, gradient of b), where a and b are taken as different tensors.
+    """
+    student = tuple(x.detach().double() for x in student)
+    loss, gradients = student[0].new_zeros(()), [torch.zeros_like(x) for x in student]
+    for b, h, tokens in _visible_groups(student[0].shape, mask, documents):
+        x, y = (s[b, h, tokens] for s in student)
+        scores = [u[b, h, tokens].double() @ v[b, h, tokens].double().T / u.shape[-1] ** 0.5 for u, v in teachers]
+        p = sum(w * score.softmax(-1) for w, score in zip(weights, scores, strict=True))
+        s = x @ y.T / x.shape[-1] ** 0.5
+        loss += (torch.xlogy(p, p) - p * s.log_softmax(-1)).sum()
+        d_scores = (s.softmax(-1) - p) / x.shape[-1] ** 0.5
+        gradients[0][b, h, tokens], gradients[1][b, h, tokens] = d_scores @ y, d_scores.T @ x
+    return loss, *gradients
+
+
+def attention_score_mse(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute Σ (t_ij − s_ij)² over all scores, and its gradients, in float64.
+
+    The arguments are those of losses.relations.attention_score_mse. Source: Jiao et al. 2020
+    (TinyBERT), section 3.1, equation 7.
+
+    Returns:
+        (loss, gradient of q, gradient of k), where q and k are taken as different tensors.
+    """
+    student = tuple(x.detach().double() for x in student)
+    loss, gradients = student[0].new_zeros(()), [torch.zeros_like(x) for x in student]
+    for b, h, tokens in _visible_groups(student[0].shape, mask, documents):
+        x, y = (s[b, h, tokens] for s in student)
+        u, v = (t[b, h, tokens].double() for t in teacher)
+        error = x @ y.T / x.shape[-1] ** 0.5 - u @ v.T / u.shape[-1] ** 0.5
+        loss += error.square().sum()
+        d_scores = 2 * error / x.shape[-1] ** 0.5
+        gradients[0][b, h, tokens], gradients[1][b, h, tokens] = d_scores @ y, d_scores.T @ x
+    return loss, *gradients
+
+
+def _visible_groups(
+    shape: Sequence[int], mask: Tensor | None, documents: Tensor | None
+) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield (sequence, head, tokens): the real tokens that see each other, of each document of each sequence."""
+    for b in range(shape[0]):
+        real = [i for i in range(shape[2]) if mask is None or mask[b, i]]
+        numbers = [0 if documents is None else int(documents[b, i]) for i in real]
+        for number in sorted(set(numbers)):
+            tokens = [i for i, of in zip(real, numbers, strict=True) if of == number]
+            yield from ((b, h, tokens) for h in range(shape[1]))
 
 
 def worst(errors: Iterable[float]) -> float:

@@ -7,5 +7,12 @@ machine with nothing else can run them.
 from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.losses.matching import cosine_distance_sum
+from ds_distill.losses.relations import attention_score_mse, relation_kl
 
-__all__ = ["VocabularyProjection", "cosine_distance_sum", "fused_linear_distillation_loss"]
+__all__ = [
+    "VocabularyProjection",
+    "attention_score_mse",
+    "cosine_distance_sum",
+    "fused_linear_distillation_loss",
+    "relation_kl",
+]
