@@ -14,7 +14,7 @@ def plain_relation_kl(
     student: tuple[Tensor, Tensor],
     teachers: Sequence[tuple[Tensor, Tensor]],
     weights: Sequence[float],
-    real: Tensor,
+    real: Tensor | None,
     documents: Tensor | None,
 ) -> Tensor:
     """Return Σ KL(p̄_i ‖ softmax_j(s_i)) over sequences, heads and real tokens i, with p̄ = Σ_k w_k softmax_j(t_k,i).
@@ -25,9 +25,10 @@ def plain_relation_kl(
         student: (a, b), each [B, R, L, d].
         teachers: The same of each teacher, whose d may differ.
         weights: The weight w of each teacher; they add up to 1.
-        real: [B, L] bool, False for padding.
+        real: [B, L] bool, False for padding. None where all tokens are real.
         documents: [B, L] int, or None where a sequence is one document.
     """
+    real = _all_real(student[0]) if real is None else real
     seen = _seen(real, documents)
     log_q = _scores(*student, real).masked_fill(~seen, float("-inf")).log_softmax(-1)
     log_ps = [_scores(*teacher, real).masked_fill(~seen, float("-inf")).log_softmax(-1) for teacher in teachers]
@@ -38,14 +39,19 @@ def plain_relation_kl(
 
 
 def plain_score_error(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor, documents: Tensor | None
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor | None, documents: Tensor | None
 ) -> Tensor:
     """Return Σ (t_ij − s_ij)² over sequences, heads and pairs of real tokens i, j of one document.
 
     The arguments are those of plain_relation_kl.
     """
+    real = _all_real(student[0]) if real is None else real
     counted = _seen(real, documents) & real[:, None, :, None]
     return (_scores(*teacher, real) - _scores(*student, real)).masked_fill(~counted, 0.0).square().sum()
+
+
+def _all_real(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
 
 
 def _scores(a: Tensor, b: Tensor, real: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds_distill.kernels.relations import plain_relation_kl, plain_score_error
+from ds_distill.kernels.relation_ops import relation_loss
 
 
 def relation_kl(
@@ -72,10 +72,8 @@ def ensemble_relation_kl(
     weights = [1.0] * len(teachers) if weights is None else [float(weight) for weight in weights]
     if len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights {weights}: give one positive number for each of the {len(teachers)} teachers")
-    teachers = [(a.detach(), b.detach()) for a, b in teachers]
     shares = [weight / sum(weights) for weight in weights]
-    with torch.autocast(student_a.device.type, enabled=False):
-        return plain_relation_kl((student_a, student_b), teachers, shares, _real(token_mask, student_a), document_ids)
+    return relation_loss((student_a, student_b), teachers, shares, token_mask, document_ids)
 
 
 def attention_score_mse(
@@ -108,9 +106,7 @@ def attention_score_mse(
     Source: Jiao et al. 2020 (TinyBERT), section 3.1, equation 7, with sums in place of means.
     """
     _check_shapes((student_q, student_k), [(teacher_q, teacher_k)], token_mask, document_ids)
-    teacher = (teacher_q.detach(), teacher_k.detach())
-    with torch.autocast(student_q.device.type, enabled=False):
-        return plain_score_error((student_q, student_k), teacher, _real(token_mask, student_q), document_ids)
+    return relation_loss((student_q, student_k), [(teacher_q, teacher_k)], None, token_mask, document_ids)
 
 
 def _check_shapes(
@@ -137,10 +133,3 @@ def _check_shapes(
         raise ValueError(f"token_mask {list(token_mask.shape)} {token_mask.dtype}: must be {list(tokens)} bool")
     if document_ids is not None and (document_ids.shape != tokens or document_ids.is_floating_point()):
         raise ValueError(f"document_ids {list(document_ids.shape)} {document_ids.dtype}: must be {list(tokens)} int")
-
-
-def _real(token_mask: Tensor | None, student: Tensor) -> Tensor:
-    """Return the mask of real tokens, [B, L] bool."""
-    if token_mask is not None:
-        return token_mask
-    return torch.ones(student.shape[0], student.shape[2], dtype=torch.bool, device=student.device)
