@@ -1,5 +1,6 @@
 """The losses between relations as operations whose gradient is finished in the forward pass."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, library
 
 from ds_distill.kernels.fused_relations import fused_relation_kl, fused_score_error
 from ds_distill.kernels.relations import plain_relation_kl, plain_score_error
+
+WIDEST = 256  # the width of vectors up to which the Triton kernel's tiles fit a GPU's multiprocessor
 
 
 def relation_loss(
@@ -39,26 +42,40 @@ def relation_loss(
 class _RelationLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, real, documents, weights, backend, wanted, own, *teachers):
-        loss, d_a, d_b = _relation_loss(a, b, teachers, own, weights, real, documents, wanted, backend)
-        ctx.save_for_backward(d_a, d_b)
-        ctx.wanted, ctx.dtypes = wanted, (a.dtype, None if b is None else b.dtype)
+        compute = _opaque if torch.compiler.is_compiling() else _loss_and_gradients
+        loss, d_a, d_b = compute(a, b, teachers, own, weights, real, documents, wanted, backend)
+        ctx.save_for_backward(d_a, d_b, a, b)
+        ctx.wanted = wanted
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
-        # a 0-dim factor would be rounded to 16 bit
-        factor = grad_loss.reshape(1, 1, 1, 1)
+        d_a, d_b, a, b = ctx.saved_tensors
         gradients = [
-            (d * factor).to(dtype) if wanted else None
-            for d, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+            _Once.apply(_scaled(d, grad_loss, x.dtype), x) if wanted else None
+            for d, x, wanted in zip((d_a, d_b), (a, b), ctx.wanted, strict=True)
         ]
         return (*gradients, *[None] * (len(ctx.needs_input_grad) - 2))
 
 
-# This is an operation of its own because torch.compile would unroll its loop, and cannot see how many tokens are real.
-@library.custom_op("ds_distill::relation_loss", mutates_args=())
-def _relation_loss(
+class _Once(torch.autograd.Function):
+    """Return a gradient in x; to differentiate it again raises an error, where `once_differentiable` may be silent."""
+
+    @staticmethod
+    def forward(ctx, gradient, x):
+        return gradient
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError("relation and attention losses are differentiable once, not twice")
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    # a 0-dim factor would be rounded to 16 bit
+    return (gradient * factor.detach().reshape(1, 1, 1, 1)).to(dtype)
+
+
+def _loss_and_gradients(
     a: Tensor,
     b: Tensor | None,
     teachers: Sequence[Tensor],
@@ -71,7 +88,8 @@ def _relation_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss, and its gradients in a and b, which are empty where not wanted.
 
-    `teachers` has the a of each teacher, followed by its b where `own` says that it is another tensor.
+    b is None where it is a. `teachers` has the a of each teacher, followed by its b where `own` says that it is
+    another tensor.
     """
     student, rest = (a, a if b is None else b), iter(teachers)
     pairs = [(x, next(rest) if other else x) for x, other in ((next(rest), other) for other in own)]
@@ -81,21 +99,37 @@ def _relation_loss(
     )
     outs = (d_a, d_a if b is None else d_b)
     with torch.autocast(a.device.type, enabled=False):
-        if weights is None:
+        if backend == "triton" or (backend == "auto" and _suits_triton([*student, *teachers])):
+            from ds_distill.kernels.relations_triton import triton_relation_loss  # not everyone has Triton
+
+            loss = triton_relation_loss(student, pairs, weights, real, documents, outs)
+        elif weights is None:
             loss = fused_score_error(student, pairs[0], real, documents, outs)
         else:
             loss = fused_relation_kl(student, pairs, weights, real, documents, outs)
     return loss, *(a.new_empty(0) if d is None else d for d in (d_a, d_b))
 
 
-@_relation_loss.register_fake
+# The same as an operation of its own, because torch.compile would unroll the loop over sequences, and cannot see how
+# many tokens are real. Eager calls would load all of torch.compile.
+_opaque = library.custom_op("ds_distill::relation_loss", _loss_and_gradients, mutates_args=())
+
+
+@_opaque.register_fake
 def _(a, b, teachers, own, weights, real, documents, wanted, backend):
     dtype = torch.promote_types(torch.promote_types(a.dtype, (a if b is None else b).dtype), torch.float32)
     gradients = (
-        x.new_empty(x.shape, dtype=_gradient_dtype(x.dtype)) if want and x is not None else a.new_empty(0)
+        x.new_empty(x.shape, dtype=_gradient_dtype(x.dtype)) if want else a.new_empty(0)
         for x, want in zip((a, b), wanted, strict=True)
     )
     return a.new_empty((), dtype=dtype), *gradients
+
+
+def _suits_triton(tensors: Sequence[Tensor]) -> bool:
+    return (
+        all(x.is_cuda and x.dtype != torch.float64 and x.shape[-1] <= WIDEST for x in tensors)
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:

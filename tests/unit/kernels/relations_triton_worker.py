@@ -1,0 +1,39 @@
+"""Compile the Triton kernels of the losses between relations for an H100, without needing one.
+
+The interpreter does not notice what the compiler refuses, or what does not fit a multiprocessor.
+"""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ds_distill.kernels.relations_triton import BLOCKS, STAGES, WARPS, _gradient_kernel, _normalizer_kernel
+
+SHARED_MEMORY = 227 * 1024  # bytes that a block of threads may have on an H100
+KINDS = {"documents_at": "*i64", "scale": "fp32", "padding": "i64"}
+
+
+def compiled(kernel, tensors: dict[str, str], flags: dict) -> None:
+    """Compile a kernel; arguments that are not mentioned are fp32 pointers, or i32."""
+    kinds = {name: "*fp32" if name.endswith("_at") else "i32" for name in kernel.arg_names if name not in flags}
+    source = ASTSource(kernel, kinds | KINDS | tensors | dict.fromkeys(flags, "constexpr"), constexprs=flags)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS, "num_stages": STAGES})
+    assert made.asm["cubin"]
+    assert made.metadata.shared <= SHARED_MEMORY
+    print(kernel.__name__, *tensors.values(), *flags.values(), made.metadata.shared)
+
+
+for width, dtype, t_dtype in ((16, "fp32", "fp32"), (64, "bf16", "fp16"), (64, "fp16", "fp16"), (256, "fp32", "bf16")):
+    rows, columns = next(sizes for widest, sizes in BLOCKS.items() if width <= widest)
+    sizes = {"block_rows": rows, "block_columns": columns, "block_width": width, "interpreted": False}
+    student = {"x_at": f"*{dtype}", "y_at": f"*{dtype}"}
+    compiled(_normalizer_kernel, student, sizes)
+    tensors = student | {"t_x_at": f"*{t_dtype}", "t_y_at": f"*{t_dtype}", "d_at": f"*{dtype}"}
+    for teachers, squared, by_rows, by_columns in (
+        (1, False, True, True),
+        (2, False, True, False),
+        (1, False, False, True),
+        (1, True, True, False),
+    ):
+        flags = {"teachers": teachers, "squared": squared, "by_rows": by_rows, "by_columns": by_columns}
+        compiled(_gradient_kernel, tensors, flags | {"wanted": True, "t_block_width": width} | sizes)
