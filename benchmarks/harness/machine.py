@@ -1,6 +1,7 @@
 """Describe the machine that a benchmark runs on, and measure the memory that it takes."""
 
 import gc
+import itertools
 import os
 import threading
 import time
@@ -73,3 +74,18 @@ def peak_bytes(job: Callable[[], object], device: torch.device, before: int | No
     done.set()
     watcher.join()
     return max(0, peak - before)
+
+
+def peak_allocated_bytes(job: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that torch's allocator hands out while `job` runs, above those before it.
+
+    On a CPU they are counted allocation by allocation, so that the result does not depend on what a process
+    keeps, nor on the time between samples.
+    """
+    if device.type == "cuda":
+        return peak_bytes(job, device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        job()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    in_use = [0, *itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda e: e.start_ns()))]
+    return max(in_use)

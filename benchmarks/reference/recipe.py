@@ -45,6 +45,43 @@ def reference_losses(
     return kl, mlm, cosine
 
 
+def reference_relation_kl(
+    student_a: Tensor, student_b: Tensor, teacher_a: Tensor, teacher_b: Tensor, token_mask: Tensor | None = None
+) -> Tensor:
+    """Return the sum over real tokens and heads of the KL of relations, as section 3.1 of MiniLMv2 defines them.
+
+    Args:
+        student_a, student_b: [B, R, L, d], for example queries and queries, or queries and keys.
+        teacher_a, teacher_b: The same of the teacher, whose d may differ.
+        token_mask: [B, L] bool or None.
+    """
+    s, t = _scores(student_a, student_b), _scores(teacher_a, teacher_b)
+    if token_mask is None:
+        return F.kl_div(F.log_softmax(s, dim=-1), F.softmax(t, dim=-1), reduction="sum")
+    padding = ~token_mask[:, None, None, :]
+    lowest = torch.finfo(s.dtype).min
+    log_q, p = F.log_softmax(s.masked_fill(padding, lowest), -1), F.softmax(t.masked_fill(padding, lowest), -1)
+    return (F.kl_div(log_q, p, reduction="none").sum(-1) * token_mask[:, None, :]).sum()
+
+
+def reference_attention_score_mse(
+    student_q: Tensor, student_k: Tensor, teacher_q: Tensor, teacher_k: Tensor, token_mask: Tensor | None = None
+) -> Tensor:
+    """Return the sum of squared differences of attention scores, as section 3.1 of TinyBERT defines them.
+
+    The arguments are those of reference_relation_kl.
+    """
+    s, t = _scores(student_q, student_k), _scores(teacher_q, teacher_k)
+    if token_mask is not None:
+        padding = ~(token_mask[:, None, :, None] & token_mask[:, None, None, :])
+        s, t = s.masked_fill(padding, 0.0), t.masked_fill(padding, 0.0)
+    return F.mse_loss(s, t, reduction="sum")
+
+
+def _scores(a: Tensor, b: Tensor) -> Tensor:
+    return a.float() @ b.float().transpose(-1, -2) / a.shape[-1] ** 0.5
+
+
 def reference_step(
     student: nn.Module,
     teacher: nn.Module,

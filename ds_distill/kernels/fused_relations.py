@@ -4,13 +4,15 @@ A tile of the score matrices exists at a time, small enough for a CPU's cache. I
 is there, so nothing is kept for the backward pass but the gradients.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-# The scores of a tile, of which four exist at a time, beside the vectors of one sequence. A GPU needs many to be busy.
-TILE = {"cpu": 2**16, "cuda": 2**24}
+# The scores of a tile, of which three exist at a time, beside the vectors of one sequence. A GPU needs many to be busy.
+TILE = {"cpu": 2**18, "cuda": 2**24}
 
 
 def fused_relation_kl(
@@ -42,25 +44,23 @@ def fused_relation_kl(
         if d_student[0] is d_student[1]:
             d_b = d_a
         for heads, rows in tiles.parts(a.shape):
-            log_q = tiles.log_softmax(0, a[heads, rows], b[heads])
-            if len(teachers) == 1:
-                log_p = tiles.log_softmax(1, of_teachers[0][0][heads, rows], of_teachers[0][1][heads])
-                p = torch.exp(log_p, out=tiles.view(2, log_p.shape))
-            else:
-                p = tiles.view(2, log_q.shape).zero_()
-                for (t_a, t_b), weight in zip(of_teachers, weights, strict=True):
-                    p.add_(tiles.log_softmax(1, t_a[heads, rows], t_b[heads]).exp_(), alpha=weight)
-                log_p = torch.clamp(p, min=torch.finfo(dtype).tiny, out=tiles.view(1, p.shape)).log_()
+            log_q = tiles.scores(0, a[heads, rows], b[heads])
+            log_p, p, p_factor = _mean_distribution(
+                tiles, [(t_a[heads, rows], t_b[heads]) for t_a, t_b in of_teachers], weights
+            )
             ratio = log_p.sub_(log_q)
-            d_scores = log_q.exp_().sub_(p)
+            q = log_q.exp_()
+            q_factor = q.sum(-1, keepdim=True).reciprocal_()
+            d_scores = q.mul_(q_factor).sub_(p)
             # Σ (q − p) is 0 but for the rounding of the two normalizers, so adding it removes that rounding from a
             # small KL
             loss += torch.dot(p.view(-1), ratio.view(-1)) + d_scores.sum()
+            loss += (p_factor.double().log_() - q_factor.double().log_()).sum()
             factor = a.shape[-1] ** -0.5
             if d_a is not None:
-                d_a[heads, rows] += torch.bmm(d_scores, b[heads]).mul_(factor)
+                d_a[heads, rows].baddbmm_(d_scores, b[heads], alpha=factor)
             if d_b is not None:
-                d_b[heads] += torch.bmm(d_scores.mT, a[heads, rows]).mul_(factor)
+                d_b[heads].baddbmm_(d_scores.mT, a[heads, rows], alpha=factor)
         _write(d_student, (d_a, d_b), sequence, tokens)
     return loss.to(dtype)
 
@@ -75,28 +75,44 @@ def fused_score_error(
     """Return the loss of plain_score_error, and write its gradient into `d_student`.
 
     There are no scores at all. With the errors E = U Vᵀ, ‖E‖² is Σ UᵀU ∘ VᵀV, in matrices of the size of
-    a head. They are float64, since the difference of scores that nearly agree cancels. The arguments are
-    those of fused_relation_kl.
+    a head, the errors being 0 where padding is. They are float64, since what they add up to cancels where
+    the scores nearly agree. The arguments are those of fused_relation_kl.
     """
-    loss = torch.zeros((), dtype=torch.float64, device=student[0].device)
+    device, dtype = student[0].device, _accumulation_dtype(student)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
     for sequence, tokens in token_groups(student[0].shape, real, documents):
-        a, b = _vectors(student, sequence, tokens, torch.float64)
-        t_a, t_b = _vectors(teacher, sequence, tokens, torch.float64)
-        a, t_a = a * a.shape[-1] ** -0.5, t_a * t_a.shape[-1] ** -0.5
-        if a.shape == t_a.shape:  # in differences, so that equal vectors give exactly 0
-            u, v = torch.cat([t_a - a, a], -1), torch.cat([t_b, t_b - b], -1)
-        else:
-            u, v = torch.cat([t_a, -a], -1), torch.cat([t_b, b], -1)
-        loss += torch.sum((u.mT @ u) * (v.mT @ v))
-        d_a = d_b = None
-        if d_student[0] is not None:
-            d_a = u @ (v.mT @ b) * (-2 * a.shape[-1] ** -0.5)
-        if d_student[1] is not None:
-            d_b = v @ (u.mT @ a) * -2
-        if d_student[0] is d_student[1] and d_a is not None:
+        a, b = _vectors(student, sequence, tokens, dtype)
+        t_a, t_b = _vectors(teacher, sequence, tokens, dtype)
+        d_a, d_b = (None if d is None else torch.empty_like(a) for d in d_student)
+        heads = max(1, TILE[device.type] // 8 // (a.shape[1] * (a.shape[2] + t_a.shape[2])))
+        for first in range(0, len(a), heads):
+            part = slice(first, first + heads)
+            value, *gradients = _score_error(a[part], b[part], t_a[part], t_b[part])
+            loss += value
+            for d, gradient in zip((d_a, d_b), gradients, strict=True):
+                if d is not None:
+                    d[part] = gradient
+        if d_a is not None and d_student[0] is d_student[1]:
             d_a += d_b
         _write(d_student, (d_a, d_b), sequence, tokens)
-    return loss.to(_accumulation_dtype(student))
+    return loss.to(dtype)
+
+
+def _score_error(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Σ (t_ij − s_ij)², its gradient in a, its gradient in b) of some heads' vectors, each [h, n, d]."""
+    width, t_width, scale = a.shape[-1], t_a.shape[-1], a.shape[-1] ** -0.5
+    scaled_a, scaled_t = a * scale, t_a * t_width**-0.5
+    if width == t_width:  # in differences, so that equal vectors give exactly 0
+        u, v = torch.cat([scaled_t - scaled_a, scaled_a], -1), torch.cat([t_b, t_b - b], -1)
+    else:
+        u, v = torch.cat([scaled_t, -scaled_a], -1), torch.cat([t_b, b], -1)
+    u_gram, v_gram = (x.mT @ x for x in (u.double(), v.double()))
+    loss = torch.sum(u_gram * v_gram)
+    if width == t_width:
+        u_a, v_b = u_gram[..., width:], v_gram[..., :width] - v_gram[..., width:]
+    else:
+        u_a, v_b = -u_gram[..., t_width:], v_gram[..., t_width:]
+    return loss, u @ (v_b * (-2 * scale)).to(u.dtype), v @ (u_a * -2).to(v.dtype)
 
 
 def token_groups(
@@ -123,15 +139,36 @@ def token_groups(
         yield from ((sequence, group) for group in tokens[order].split(lengths))
 
 
+def _mean_distribution(
+    tiles: _Tiles, teachers: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (log p less log of the factor, p, a factor of each row), where p = Σ_k w_k softmax_j(t_k), [h, rows, n].
+
+    The teachers' vectors are those of the tile, a [h, rows, d] and b [h, n, d]. The results lie in tiles 1 and 2.
+    """
+    if len(teachers) == 1:
+        scores = tiles.scores(1, *teachers[0])
+        p = torch.exp(scores, out=tiles.view(2, scores.shape))
+        factor = p.sum(-1, keepdim=True).reciprocal_()
+        return scores, p.mul_(factor), factor
+    shape = (*teachers[0][0].shape[:2], teachers[0][1].shape[1])
+    p = tiles.view(2, shape).zero_()
+    for (a, b), weight in zip(teachers, weights, strict=True):
+        summands = tiles.scores(1, a, b).exp_()
+        p.addcmul_(summands, summands.sum(-1, keepdim=True).reciprocal_(), value=weight)
+    log_p = torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=tiles.view(1, shape)).log_()
+    return log_p, p, p.new_ones(*shape[:2], 1)
+
+
 class _Tiles:
     """Memory of a tile's scores, which one tile after another uses."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.limit = TILE[device.type]
-        self.memory: list[Tensor] = [torch.empty(0, device=device, dtype=dtype) for _ in range(4)]
+        self.memory: list[Tensor] = [torch.empty(0, device=device, dtype=dtype) for _ in range(3)]
 
     def view(self, which: int, shape: Sequence[int]) -> Tensor:
-        """Return one of the four tiles, in this shape, with arbitrary contents."""
+        """Return one of the three tiles, in this shape, with arbitrary contents."""
         size = shape[0] * shape[1] * shape[2]
         if self.memory[which].numel() < size:
             self.memory[which] = self.memory[which].new_empty(size)
@@ -146,12 +183,17 @@ class _Tiles:
             for row in range(0, all_rows, rows):
                 yield slice(head, min(head + heads, all_heads)), slice(row, min(row + rows, all_rows))
 
-    def log_softmax(self, which: int, a: Tensor, b: Tensor) -> Tensor:
-        """Return log softmax_j(a_i·b_j / √d) in the tile `which`, [h, rows, n], of a [h, rows, d] and b [h, n, d]."""
-        shape = (a.shape[0], a.shape[1], b.shape[1])
-        scores = self.view(3, shape)
+    def scores(self, which: int, a: Tensor, b: Tensor) -> Tensor:
+        """Return a_i·b_j / √d less its maximum over j in the tile `which`, [h, rows, n].
+
+        Args:
+            which: The number of the tile.
+            a: [h, rows, d].
+            b: [h, n, d].
+        """
+        scores = self.view(which, (a.shape[0], a.shape[1], b.shape[1]))
         torch.baddbmm(scores, a, b.mT, beta=0, alpha=a.shape[-1] ** -0.5, out=scores)
-        return torch.log_softmax(scores, -1, out=self.view(which, shape))
+        return scores.sub_(scores.amax(-1, keepdim=True))
 
 
 def _accumulation_dtype(student: tuple[Tensor, Tensor]) -> torch.dtype:

@@ -71,6 +71,8 @@ class _Once(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    if gradient.device.type == "cpu" and gradient.dtype == dtype and not torch.compiler.is_compiling():
+        return gradient * factor.item()
     # a 0-dim factor would be rounded to 16 bit
     return (gradient * factor.detach().reshape(1, 1, 1, 1)).to(dtype)
 
