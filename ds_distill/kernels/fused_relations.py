@@ -35,7 +35,7 @@ def fused_relation_kl(
             may be one tensor, which then has the gradient in a vector that is both.
     """
     device, dtype = student[0].device, _accumulation_dtype(student)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    parts = [torch.zeros((), dtype=torch.float64, device=device)]
     tiles = _Tiles(device, dtype)
     for sequence, tokens in token_groups(student[0].shape, real, documents):
         a, b = _vectors(student, sequence, tokens, dtype)
@@ -43,7 +43,7 @@ def fused_relation_kl(
         d_a, d_b = (None if d is None else torch.zeros_like(a) for d in d_student)
         if d_student[0] is d_student[1]:
             d_b = d_a
-        for heads, rows in tiles.parts(a.shape):
+        for heads, rows in tiles.slices(a.shape):
             log_q = tiles.scores(0, a[heads, rows], b[heads])
             log_p, p, p_factor = _mean_distribution(
                 tiles, [(t_a[heads, rows], t_b[heads]) for t_a, t_b in of_teachers], weights
@@ -54,15 +54,15 @@ def fused_relation_kl(
             d_scores = q.mul_(q_factor).sub_(p)
             # Σ (q − p) is 0 but for the rounding of the two normalizers, so adding it removes that rounding from a
             # small KL
-            loss += torch.dot(p.view(-1), ratio.view(-1)) + d_scores.sum()
-            loss += (p_factor.double().log_() - q_factor.double().log_()).sum()
+            parts += [torch.dot(p.view(-1), ratio.view(-1)), d_scores.sum()]
+            parts.append(p_factor.double().div_(q_factor).log_().sum())
             factor = a.shape[-1] ** -0.5
             if d_a is not None:
                 d_a[heads, rows].baddbmm_(d_scores, b[heads], alpha=factor)
             if d_b is not None:
                 d_b[heads].baddbmm_(d_scores.mT, a[heads, rows], alpha=factor)
         _write(d_student, (d_a, d_b), sequence, tokens)
-    return loss.to(dtype)
+    return torch.stack([part.double() for part in parts]).sum().to(dtype)
 
 
 def fused_score_error(
@@ -174,7 +174,7 @@ class _Tiles:
             self.memory[which] = self.memory[which].new_empty(size)
         return self.memory[which][:size].view(*shape)
 
-    def parts(self, shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    def slices(self, shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
         """Yield the (heads, rows) of each tile of [R, n, d] vectors; rows of several heads where all rows fit."""
         all_heads, all_rows = shape[0], shape[1]
         rows = max(1, min(all_rows, self.limit // max(1, all_rows)))
