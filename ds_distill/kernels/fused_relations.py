@@ -84,7 +84,7 @@ def fused_score_error(
         a, b = _vectors(student, sequence, tokens, dtype)
         t_a, t_b = _vectors(teacher, sequence, tokens, dtype)
         d_a, d_b = (None if d is None else torch.empty_like(a) for d in d_student)
-        heads = max(1, TILE[device.type] // 8 // (a.shape[1] * (a.shape[2] + t_a.shape[2])))
+        heads = max(1, TILE[device.type] // 8 // max(1, a.shape[1] * (a.shape[2] + t_a.shape[2])))
         for first in range(0, len(a), heads):
             part = slice(first, first + heads)
             value, *gradients = _score_error(a[part], b[part], t_a[part], t_b[part])
