@@ -27,13 +27,14 @@ from transformers import BertConfig, BertForMaskedLM
 from benchmarks.harness.cli import user_errors
 from benchmarks.harness.machine import describe
 from benchmarks.harness.timing import timed
-from benchmarks.reference.closed_form import relative, vocabulary_loss, worst
+from benchmarks.reference.closed_form import attention_score_mse, relation_kl, relative, vocabulary_loss, worst
 from benchmarks.reference.recipe import reference_step
 from benchmarks.training.baselines import adamw_options
 from ds_distill.builds.deepspeed_extensions import first_line
 from ds_distill.builds.fused_adam import build_optimizer
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.kernels.compile_layers import compile_layers
+from ds_distill.kernels.relation_ops import relation_loss
 from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.losses.objective import Objective
 from ds_distill.models.precision import teacher_dtype
@@ -142,6 +143,51 @@ def vocabulary_error(problem: Callable[[], tuple], backend: str, reason: str | N
     )
     loss.backward()
     actual = (kl, mlm, *(x.grad for x in leaves))
+    return worst(relative(a, e) for a, e in zip(actual, expected, strict=True)), ""
+
+
+def relations(device: torch.device) -> Iterator[Check]:
+    """Check the losses between relations, with padding and documents, against the closed forms in float64."""
+    del (reasons := backends(device))["compiled"]
+    limits = ROUNDED | {torch.bfloat16: 1e-2, torch.float16: 1e-2}
+    for dtype in precisions(device):
+        for what in ("relations of one side", "relations of queries and keys", "attention scores"):
+            problem = functools.cache(functools.partial(relations_problem, device, dtype, what))
+            for backend, reason in reasons.items():
+                yield Check(
+                    f"{what}, {backend}, {short(dtype)}",
+                    limits[dtype],
+                    functools.partial(relations_error, problem, backend, reason),
+                )
+
+
+def relations_problem(device: torch.device, dtype: torch.dtype, what: str) -> tuple:
+    """Return the student's vectors, the other arguments of `relation_loss`, and the results of the closed form."""
+    heads, length, width, t_width = (3, 300, 64, 40) if device.type == "cuda" else (2, 20, 8, 20)
+
+    def pair(width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = (torch.randn(2, heads, length, width, device=device).to(dtype) for _ in "ab")
+        return a, a if what == "relations of one side" else b
+
+    student, teacher = pair(width, dtype), pair(t_width, teacher_dtype(device, dtype))
+    mask = torch.rand(2, length, device=device) < 0.9
+    documents = torch.randint(3, (2, length), device=device).sort(1).values
+    if what == "attention scores":
+        value, *slopes = attention_score_mse(student, teacher, mask, documents)
+    else:
+        value, *slopes = relation_kl(student, [teacher], [1.0], mask, documents)
+    slopes = [slopes[0] + slopes[1]] if student[0] is student[1] else slopes
+    weights = None if what == "attention scores" else [1.0]
+    return student, ([teacher], weights, mask, documents), (value, *slopes)
+
+
+def relations_error(problem: Callable[[], tuple], backend: str, reason: str | None) -> tuple[float, str]:
+    """Return the largest relative error of a loss between relations and its gradients."""
+    unless(reason)
+    student, given, expected = problem()
+    leaves = [x.clone().requires_grad_() for x in student[: len(expected) - 1]]
+    value = relation_loss((leaves[0], leaves[-1]), *given, backend=backend)
+    actual = (value, *torch.autograd.grad(value, leaves))
     return worst(relative(a, e) for a, e in zip(actual, expected, strict=True)), ""
 
 
@@ -346,6 +392,7 @@ def adam_error(device: torch.device) -> tuple[float, str]:
 
 CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
     vocabulary,
+    relations,
     compiled_blocks,
     varlen,
     adam,

@@ -43,6 +43,20 @@ NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training.step", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
+RELATIONS = (
+    *(
+        "benchmarks.training.relations",
+        "--size",
+        "base",
+        "--relation-heads",
+        "12",
+        "--dropout",
+        "0.1",
+        "--objective",
+        "all",
+    ),
+    *("--repeats", "10", "--backend", "auto"),
+)
 INFERENCE = (
     "benchmarks.inference",
     "--heads",
@@ -81,6 +95,16 @@ PARTS = (
         "step, 128 × 128 tokens, fed by the loader and on a fixed batch",
         (*STEP, *AT_128, "--only", "engine", "engine_fed", "engine_fed_by_thread", "--repeats", "10"),
     ),
+    (
+        "relations_128",
+        "relations of queries, keys and values on one layer, 128 × 128 tokens: share of a step, and memory",
+        (*RELATIONS, *AT_128, "--memory-sequences", "16", "--memory-length", "512"),
+    ),
+    (
+        "relations_512",
+        "relations of queries, keys and values on one layer, 64 × 512 tokens: share of a step",
+        (*RELATIONS, "--sequences", "64", "--length", "512", "--memory-sequences", "16", "--memory-length", "512"),
+    ),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     (
         "step_fp32",
@@ -112,13 +136,23 @@ SMALL = {
     "--memory-rows": "256",
     "--repeats": "2",
     "--lengths": "32",
+    "--relation-heads": "4",
+    "--memory-sequences": "2",
+    "--memory-length": "32",
     "--rounds": "1",
 }
-ON_A_CPU = {"fp16": "bf16", "gpu_fp32": "eager_fp32", "gpu_fp16": "eager_bf16", "gpu_compiled": "compiled_fp32"}
+ON_A_CPU = {
+    "auto": "torch",
+    "fp16": "bf16",
+    "gpu_fp32": "eager_fp32",
+    "gpu_fp16": "eager_bf16",
+    "gpu_compiled": "compiled_fp32",
+}
 GOAL_RATE, GOAL_SHARE = (
     0.6e6,
     0.45,
 )  # tokens/s on one H100 with KL over all tokens, and the share of the square product's rate
+GOAL_RELATIONS = 0.06  # of the time of a step
 
 
 def rehearsed(arguments: tuple[str, ...]) -> list[str]:
@@ -223,6 +257,12 @@ def verdicts(parts: dict[str, dict]) -> list[str]:
             f"Fed by the loader, a step takes {fed['engine_vs_engine_fed']:.2f}× the time of one on a fixed batch, or "
             f"{fed['engine_vs_engine_fed_by_thread']:.2f}× where a thread makes the batches."
         )
+    for name, title in (("relations_128", "128 × 128"), ("relations_512", "64 × 512")):
+        if share := parts[name].get("share_of_step", {}).get("relations"):
+            sentences.append(
+                f"Relations of queries, keys and values on one layer take {100 * share:.1f} % of a step of {title} "
+                f"tokens (goal {100 * GOAL_RELATIONS:.0f} %: {'met' if share <= GOAL_RELATIONS else 'not met'})."
+            )
     for batch in ("1", "32"):
         if ratios := parts["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
             sentences.append(

@@ -11,8 +11,8 @@ share is the median of the shares within a round. On a CPU, where others may be 
 those of this process's threads (time.process_time), and on a GPU the clock's.
 
 Memory is the most that torch's allocator holds above what it held before, including the gradients,
-for one relation at --memory-sequences × --memory-length tokens and --memory-heads heads. The same is
-computed for 64 × 512 tokens and 48 heads. The last line of standard output is JSON.
+for one relation at --memory-sequences × --memory-length tokens and --memory-heads heads. The last
+line of standard output is JSON.
 """
 
 import argparse
@@ -83,9 +83,9 @@ def main() -> int:
     )
     add_setting(parser)
     parser.set_defaults(size="small", objective="masked", dropout=0.0, threads=1)
-    parser.add_argument("--heads", type=count, default=12, help="relation heads (default 12)")
+    parser.add_argument("--relation-heads", type=count, default=12, help="relation heads (default 12)")
     parser.add_argument("--repeats", type=count, default=7, help="rounds (default 7)")
-    parser.add_argument("--memory-sequences", type=count, default=2, help="sequences for measuring memory (default 2)")
+    parser.add_argument("--memory-sequences", type=count, default=4, help="sequences for measuring memory (default 4)")
     parser.add_argument("--memory-length", type=count, default=512, help="their tokens (default 512)")
     parser.add_argument("--memory-heads", type=count, default=48, help="their relation heads (default 48)")
     args = parser.parse_args()
@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
         step, description = baselines.engine(setting, device)
         step()
     dtype = getattr(torch, description["dtype"])
-    width = baselines.SIZES[setting.size][1] // args.heads
-    shape = (setting.sequences, args.heads, setting.length, width)
+    width = baselines.SIZES[setting.size][1] // args.relation_heads
+    shape = (setting.sequences, args.relation_heads, setting.length, width)
     dtypes = (dtype, teacher_dtype(device, dtype))
     jobs = {
         "step": step,
@@ -135,13 +135,13 @@ def run(args: argparse.Namespace) -> int:
         "memory_share": round(memory["fused"] / memory["plain"], 4),
         "memory_shape": memory_shape,
         "dtype": description["dtype"],
-        "heads": args.heads,
+        "heads": args.relation_heads,
         "rounds": args.repeats,
         "machine": describe(device),
     } | {name: getattr(setting, name) for name in ("size", "sequences", "length", "objective", "threads")}
     print(
-        f"{setting.sequences} × {setting.length} tokens, {args.heads} heads of {width}, {description['dtype']}, "
-        f"{result['machine']}, {args.threads} threads\n"
+        f"{setting.sequences} × {setting.length} tokens, {args.relation_heads} heads of {width}, "
+        f"{description['dtype']}, {result['machine']}, {args.threads} threads\n"
     )
     print("| QQ + KK + VV on one layer | ms | share of the step |\n|---|---|---|")
     for name in jobs:

@@ -36,8 +36,8 @@ def relation_kl(
     Raises:
         ValueError: Shapes or dtypes do not fit.
 
-    Source: Wang et al. 2021 (MiniLMv2), section 3.1, equations 4 and 5, with sums in place of means;
-    with queries and keys, Wang et al. 2020 (MiniLM), section 3.1.
+    Source: Wang et al. 2021 (MiniLMv2), section 3.1, with sums in place of means; with queries and
+    keys, Wang et al. 2020 (MiniLM), section 3.1.
     """
     return ensemble_relation_kl(
         student_a, student_b, [(teacher_a, teacher_b)], token_mask=token_mask, document_ids=document_ids

@@ -32,6 +32,7 @@ def get_stderr(monkeypatch, capsys, module: str, *words) -> str:
 MAINS = {
     "training.step": (),
     "training.vocab_loss": (),
+    "training.relations": (),
     "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"),
     "training.memory_estimate": (),
     "analysis.quantization_error": ("--model", "m"),
@@ -269,6 +270,7 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
         ),
         ("data.prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"),
         ("training.vocab_loss", ("--repeats", "0"), "--repeats: '0'"),
+        ("training.relations", ("--relation-heads", "0"), "--relation-heads: '0'"),
         ("training.step", ("--repeats", -1), "--repeats: '-1'"),
         ("inference.__main__", ("--batches", 0), "--batches: '0'"),
         ("training.time_to_loss", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),

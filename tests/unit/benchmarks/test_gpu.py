@@ -165,6 +165,9 @@ def test_verdicts_follow_the_figures():
         "takes 1.00× the time of one on a fixed batch, or 1.25× where a thread"
         in gpu_suite.verdicts(parts | {"fed": fed})[3]
     )
+    relations = {f"relations_{length}": {"share_of_step": {"relations": 0.05 * length / 128}} for length in (128, 512)}
+    at_128, at_512 = gpu_suite.verdicts(parts | relations)[3:5]
+    assert "5.0 % of a step of 128 × 128 tokens (goal 6 %: met)" in at_128 and "(goal 6 %: not met)" in at_512
     rows = gpu_suite.summary_rows(parts)
     assert (
         rows[0]["tokens/s"] == 650_000
@@ -195,7 +198,8 @@ def test_not_all_limits_hold_where_checks_were_not_made():
 
 
 @pytest.mark.parametrize(
-    "family", [gpu_checks.vocabulary, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs]
+    "family",
+    [gpu_checks.vocabulary, gpu_checks.relations, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs],
 )
 def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
@@ -205,9 +209,10 @@ def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
 
 def test_each_check_that_was_not_made_is_counted():
     names = [row["check"] for row in gpu_checks.results(torch.device("cpu"), -1.0)]
-    # The vocabulary loss has two precisions, three kinds of rows and three backends; the waits have two lengths of
-    # sequences; the engine has four stages in two precisions.
-    assert len(names) == len(set(names)) == 18 + 1 + 1 + 2 + 1 + 8
+    # The vocabulary loss has two precisions, three kinds of rows and three backends; the relations have two precisions,
+    # three kinds and two backends; the waits have two lengths of sequences; the engine has four stages in two
+    # precisions.
+    assert len(names) == len(set(names)) == 18 + 12 + 1 + 1 + 2 + 1 + 8
     assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
 
 

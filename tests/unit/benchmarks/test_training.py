@@ -134,7 +134,8 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
     code = (
         "import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
         "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, "
-        "benchmarks.training.vocab_loss, benchmarks.training.scaling, benchmarks.training.checkpoint"
+        "benchmarks.training.vocab_loss, benchmarks.training.scaling, benchmarks.training.checkpoint, "
+        "benchmarks.training.relations"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
