@@ -44,12 +44,12 @@ def fused_relation_kl(
         if d_student[0] is d_student[1]:
             d_b = d_a
         for heads, rows in tiles.slices(a.shape):
-            log_q = tiles.scores(0, a[heads, rows], b[heads])
+            shifted = tiles.scores(0, a[heads, rows], b[heads])
             log_p, p, p_factor = _mean_distribution(
                 tiles, [(t_a[heads, rows], t_b[heads]) for t_a, t_b in of_teachers], weights
             )
-            ratio = log_p.sub_(log_q)
-            q = log_q.exp_()
+            ratio = log_p.sub_(shifted)
+            q = shifted.exp_()
             q_factor = q.sum(-1, keepdim=True).reciprocal_()
             d_scores = q.mul_(q_factor).sub_(p)
             # Σ (q − p) is 0 but for the rounding of the two normalizers, so adding it removes that rounding from a
@@ -92,7 +92,7 @@ def fused_score_error(
             for d, gradient in zip((d_a, d_b), gradients, strict=True):
                 if d is not None:
                     d[part] = gradient
-        if d_a is not None and d_student[0] is d_student[1]:
+        if d_a is not None and d_b is not None and d_student[0] is d_student[1]:
             d_a += d_b
         _write(d_student, (d_a, d_b), sequence, tokens)
     return loss.to(dtype)
@@ -129,8 +129,8 @@ def token_groups(
         if real is None and documents is None:
             yield sequence, None
             continue
-        everything = torch.arange(shape[2], device=documents.device if real is None else real.device)
-        tokens = everything if real is None else everything[real[sequence]]
+        tokens = torch.arange(shape[2], device=next(x.device for x in (real, documents) if x is not None))
+        tokens = tokens if real is None else tokens[real[sequence]]
         if documents is None:
             yield sequence, tokens
             continue

@@ -109,7 +109,8 @@ def _loss_and_gradients(
             loss = fused_score_error(student, pairs[0], real, documents, outs)
         else:
             loss = fused_relation_kl(student, pairs, weights, real, documents, outs)
-    return loss, *(a.new_empty(0) if d is None else d for d in (d_a, d_b))
+    nothing = a.new_empty(0)
+    return loss, nothing if d_a is None else d_a, nothing.clone() if d_b is None else d_b
 
 
 # The same as an operation of its own, because torch.compile would unroll the loop over sequences, and cannot see how

@@ -32,7 +32,7 @@ def plain_relation_kl(
     seen = _seen(real, documents)
     log_q = _scores(*student, real).masked_fill(~seen, float("-inf")).log_softmax(-1)
     log_ps = [_scores(*teacher, real).masked_fill(~seen, float("-inf")).log_softmax(-1) for teacher in teachers]
-    p = sum(weight * log_p.exp() for weight, log_p in zip(weights, log_ps, strict=True))
+    p = torch.stack([weight * log_p.exp() for weight, log_p in zip(weights, log_ps, strict=True)]).sum(0)
     log_p = log_ps[0] if len(log_ps) == 1 else p.log()
     counted = seen & real[:, None, :, None] & (p > 0)  # the limit of p log p is 0
     return (p * (log_p - log_q).masked_fill(~counted, 0.0)).masked_fill(~counted, 0.0).sum()
