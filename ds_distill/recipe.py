@@ -106,6 +106,11 @@ class Losses:
         """Whether a term compares the student with a teacher."""
         return bool(self.kl or self.cosine or self.match)
 
+    @property
+    def need_vocabulary(self) -> bool:
+        """Whether a term compares logits, so that the model's masked-LM head learns."""
+        return bool(self.kl or self.mlm)
+
     def matched_terms(self) -> dict[str, Match]:
         """Return the terms that compare hidden states, by name: the cosine loss of the last ones, then `match`.
 
@@ -118,6 +123,10 @@ class Losses:
             times[match.loss] += 1
             terms[match.loss if times[match.loss] == 1 else f"{match.loss}_{times[match.loss]}"] = match
         return terms
+
+    def without_vocabulary(self) -> Self:
+        """Return the terms that compare what lies inside, alone."""
+        return replace(self, kl=0.0, mlm=0.0)
 
     def without_teacher(self) -> Self:
         """Return the masked-LM loss alone, with its weight."""
@@ -296,6 +305,9 @@ class Data:
             random half of it; default: each once.
         attend_across_documents: Whether tokens attend to the other documents in their packed sequence.
         mlm_probability: Fraction of a sequence's tokens, special tokens aside, that is masked.
+        clean_fraction: Fraction of the training sequences that is not masked at all, others in each epoch. The losses
+            kl and mlm look at the masked ones alone; 1 masks none, and leaves these two losses out. Held-out text is
+            always masked.
         mlm_smoothing: Exponent s of the masking probability ∝ count^−s, which masks rare tokens more often;
             0 masks all tokens equally often.
         whole_word_masking: Mask all pieces of a word together, each word with the same probability; in scripts
@@ -313,6 +325,7 @@ class Data:
     weights: list[float] | None = limited(None, 0, 1e6, each=True)
     attend_across_documents: bool = True
     mlm_probability: float = limited(0.15, 0.01, 0.9)
+    clean_fraction: float = limited(0.0, 0, 1)
     mlm_smoothing: float = limited(0.7, 0, 5)
     whole_word_masking: bool = False
     streaming: bool = True
@@ -382,6 +395,11 @@ class Recipe:
                 "losses.kl, losses.mlm, losses.cosine and the weights of losses.match are all 0: nothing would be "
                 "trained; set one of them above 0"
             )
+        if data.clean_fraction == 1 and not (losses.cosine or any(match.weight for match in losses.match)):
+            raise UserError(
+                "data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm have no tokens, and "
+                "losses.cosine and the weights of losses.match are all 0; lower it, or set one of these above 0"
+            )
         if training.deepspeed and training.deepspeed_file().exists() and not training.deepspeed_file().is_file():
             raise UserError(
                 f"training.deepspeed = {training.deepspeed}: a folder or a pipe; give a file, which can be read more "
@@ -393,6 +411,10 @@ class Recipe:
                 "(see ds_configs/deepspeed/)"
             )
         training.deepspeed_json()
+
+    def trained_losses(self) -> Losses:
+        """Return the losses without those that have no tokens, because no sequence is masked."""
+        return self.losses.without_vocabulary() if self.data.clean_fraction == 1 else self.losses
 
     def setting_names(self) -> list[str]:
         """Return the dotted names of all settings."""
@@ -433,5 +455,7 @@ class Recipe:
         del keys["student.from"]
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
+        if not keys["data.clean_fraction"]:
+            del keys["data.clean_fraction"]  # nor this one
         keys |= self.training.deepspeed_identity()
         return json.loads(json.dumps(keys))

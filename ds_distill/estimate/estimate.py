@@ -90,7 +90,8 @@ class Estimator:
                 dropout=training.dropout,
             )
         self.teacher, self.student = self._build_models(config, student_config, "meta")
-        self.uses_teacher = recipe.losses.need_teacher
+        self.losses = recipe.trained_losses()
+        self.uses_teacher = self.losses.need_teacher
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
@@ -158,7 +159,7 @@ class Estimator:
         teacher, student = self._build_models(self.teacher.config, self.student.config, "cpu")
         objective = Objective(
             student.to(self.device),  # type: ignore[arg-type]  # wrong in transformers
-            self.recipe.losses,
+            self.losses,
             1,
             self.teacher.config,
             self.layer_map,
@@ -175,20 +176,28 @@ class Estimator:
             device=self.device,
         )
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mlm_probability, ids, -100)
+        clean = round(self.recipe.data.clean_fraction * micro_batch_size)
+        labels[micro_batch_size - clean :] = -100
+        masked_rows = torch.arange(micro_batch_size - clean, device=self.device) if clean else None
         objective.to(self.dtype)
         for _ in range(2):
             began = time.perf_counter()
-            counts = TokenCounts(ids.numel(), int((labels >= 0).sum()))
-            targets = frozen.targets(ids, sites=objective.teacher_sites) if frozen else None
-            loss, sums = objective(ids, None, labels, counts, targets)
+            counts = TokenCounts(ids.numel(), int((labels >= 0).sum()), clean * self.length)
+            targets = None
+            if frozen:
+                head = "kl" in objective.weights
+                targets = frozen.targets(ids, sites=objective.teacher_sites, head=head, masked_rows=masked_rows)
+            loss, sums = objective(ids, None, labels, counts, targets, masked_rows=masked_rows)
             loss.backward()
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
 
     @property
     def projected(self) -> float:
-        """The share of positions that the heads run on: on a GPU all, on a CPU those that a loss needs."""
-        return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+        """The share of positions that the heads run on: on a GPU all of masked sequences, on a CPU those of a loss."""
+        if self.device.type == "cuda" and self.losses.need_vocabulary:
+            return 1 - self.recipe.data.clean_fraction
+        return rows_of_logits(self.recipe, 1.0, self.uses_teacher)
 
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
         """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""

@@ -42,7 +42,8 @@ def distill(
 ) -> dict:
     """Collective: distill a student of `teacher` on prepared tokens.
 
-    With losses.kl and losses.cosine 0 the same student is trained without the teacher.
+    With losses.kl and losses.cosine 0 the same student is trained without the teacher. With data.clean_fraction 1
+    nothing is masked, and the vocabulary losses are left out.
 
     Args:
         recipe: The recipe.
@@ -73,7 +74,9 @@ def distill(
     ):
         if finished := finished_before(folder, recipe, loader, held):
             return finished
-        t = recipe.training
+        t, losses = recipe.training, recipe.trained_losses()
+        if losses != recipe.losses:
+            log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
@@ -83,23 +86,26 @@ def distill(
             start=start and provenance.name_model(start.path),
             layers=layer_map,
             base_layers=get_family(source).dims(source.config).depth,
-            distilled=recipe.losses.need_teacher,
+            distilled=losses.need_teacher,
             **describe_circumstances(store, world),
         )
         keep_model(student.config, tokens, folder, origin, teacher)
-        objective = Objective(student, recipe.losses, world, source.config, layer_map)
+        objective = Objective(student, losses, world, source.config, layer_map)
         frozen = None
         teacher_figures: dict[str, float | None] = {}
-        if recipe.losses.need_teacher:
+        if losses.need_teacher:
             teacher_figures["parameters"] = count_parameters(source)
             teacher_figures["forward_mflops_per_token"] = forward_mflops(source.config, store)
-            frozen = freeze_teacher(source, teacher, t, loader.micro_batches(0)[0], device, dtype)
+            frozen = freeze_teacher(
+                source, teacher, t, loader.micro_batches(0)[0], device, dtype, head=losses.need_vocabulary
+            )
         del source
         with explain_training_memory(t):
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
             heldout_of_teacher = {} if frozen is None else _evaluate_teacher(trainer, frozen, world)
-        summary["kl_tokens"] = recipe.losses.kl_tokens
+        if losses.need_vocabulary:
+            summary["kl_tokens"] = losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
         summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))

@@ -24,6 +24,8 @@ def freeze_teacher(
     batch: Batch,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    head: bool = True,
 ) -> Teacher:
     """Collective: return the teacher on `device`, after a look at what it computes for one batch.
 
@@ -34,13 +36,14 @@ def freeze_teacher(
         batch: A micro-batch of this rank.
         device: The device of the run.
         dtype: The student's number format.
+        head: Whether the student is to match logits too.
 
     Raises:
         UserError: A hidden state or a logit is NaN or infinite on one of the ranks.
     """
     wanted = teacher_dtype(device, dtype, training.teacher_precision, folder.config.dtype)
     teacher = Teacher(model.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
-    problems = all_gather_object(not_finite(teacher, batch.to(device)))
+    problems = all_gather_object(not_finite(teacher, batch.to(device), head))
     if problem := next((problem for problem in problems if problem), None):
         raise UserError(f"{folder.title}: {problem}, {_remedy(wanted)}")
     return teacher
@@ -56,20 +59,21 @@ def _remedy(dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def not_finite(teacher: Teacher, batch: Batch) -> str | None:
+def not_finite(teacher: Teacher, batch: Batch, head: bool = True) -> str | None:
     """Return which of a teacher's outputs has a NaN or an infinity at a real token of a batch, or None.
 
     Args:
         teacher: The teacher.
         batch: A batch on the teacher's device.
+        head: Whether its logits are among its outputs.
     """
-    targets = teacher.targets(batch.input_ids, batch.attention_mask)
+    targets = teacher.targets(batch.input_ids, batch.attention_mask, head=head)
     real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.token_mask is None else batch.token_mask
     for site, states in targets.states.items():
         if not bool(states[real].isfinite().all()):
             return f"its {site.quantity} states are not finite in {_format(states)} on a batch of the corpus"
-    for part in targets.decoder_input[real].split(_ROWS):
-        logits = torch.nn.functional.linear(part, targets.decoder_weight, targets.decoder_bias)
+    for part in targets.decoder_input[real].split(_ROWS) if targets.decoder_input is not None else ():
+        logits = torch.nn.functional.linear(part, teacher.decoder_weight, teacher.decoder_bias)
         if not bool(logits.isfinite().all()):
             return f"its logits are not finite in {_format(logits)} on a batch of the corpus"
     return None

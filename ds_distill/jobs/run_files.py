@@ -119,10 +119,8 @@ def export_and_summarize(
     if is_first():
         curves = {"history": state.history, "heldout": state.heldout} | ({"teacher": teacher} if teacher else {})
         folder.curves.write_text(json_text(curves) + "\n", encoding="utf-8")
-        losses = trainer.objective.losses
-        loss_plot(
-            state.history, state.heldout, folder.plot, title, labels=term_labels(losses, layer_map), teacher=teacher
-        )
+        labels = term_labels(trainer.objective.losses, layer_map, recipe.data.clean_fraction)
+        loss_plot(state.history, state.heldout, folder.plot, title, labels=labels, teacher=teacher)
         if summary["tokens_per_second"] is not None or not folder.record.is_file():
             # a finished run that is started again keeps the record of its training
             precision = str(trainer.dtype).removeprefix("torch.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,9 +29,11 @@ class Objective(nn.Module):
 
     Attributes:
         model: The masked-LM model.
-        weights: The weight of each term by its name: "kl" where its weight is above 0, "mlm", then
-            those of `losses.terms.make_matches`. Everything that reports losses takes their names
-            and their order from here.
+        vocabulary: Whether a term compares logits. If not, no vector is projected on the vocabulary to train, and the
+            masked-LM head, which no term reaches, is frozen.
+        weights: The weight of each term by its name: where the vocabulary counts, "kl" if its weight is
+            above 0 and "mlm", then those of `losses.terms.make_matches`. Everything that reports
+            losses takes their names and their order from here.
         teacher_sites: What the teacher must record.
     """
 
@@ -63,9 +65,15 @@ class Objective(nn.Module):
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
         self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))
         self.register_load_state_dict_pre_hook(_rename_widen)
+        self.vocabulary = losses.need_vocabulary
+        if not self.vocabulary:
+            encoder = {id(parameter) for parameter in self.family.get_encoder(model).parameters()}
+            for parameter in model.parameters():
+                if id(parameter) not in encoder:
+                    parameter.requires_grad_(False)
         self.weights: dict[str, float] = {
             **({"kl": losses.kl} if losses.kl else {}),
-            "mlm": losses.mlm,
+            **({"mlm": losses.mlm} if self.vocabulary else {}),
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
@@ -82,20 +90,18 @@ class Objective(nn.Module):
         return f"model.{self.family.encoder}."
 
     def counts_of_terms(self, counts: TokenCounts) -> dict[str, int]:
-        """Return the number of tokens that each term's sum is divided by; at least 1."""
-        return {
-            name: max(
-                1,
-                counts.masked if name == "mlm" or (name == "kl" and self.losses.kl_tokens == "masked") else counts.real,
-            )
-            for name in self.weights
-        }
+        """Return the number of tokens that each term's sum is over, which may be 0."""
+        every = counts.masked if self.losses.kl_tokens == "masked" else counts.of_masked_sequences
+        vocabulary = {"kl": every, "mlm": counts.masked}
+        return {name: vocabulary.get(name, counts.real) for name in self.weights}
 
-    def means(self, sums: Sequence[float], counts: TokenCounts) -> dict[str, float]:
-        """Return the mean of each term over its tokens, from the sums over the global batch."""
-        return {
-            name: value / count for (name, count), value in zip(self.counts_of_terms(counts).items(), sums, strict=True)
-        }
+    def means(self, sums: Sequence[float], counts: TokenCounts) -> dict[str, float | None]:
+        """Return the mean of each term over its tokens, from the sums over the global batch.
+
+        It is None where the batch has no tokens for a term, as for masked LM if all of its sequences are clean.
+        """
+        of_terms = zip(self.counts_of_terms(counts).items(), sums, strict=True)
+        return {name: value / count if count else None for (name, count), value in of_terms}
 
     def forward(
         self,
@@ -106,6 +112,7 @@ class Objective(nn.Module):
         targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        masked_rows: Tensor | None = None,
         mode: Literal["train", "evaluate"] = "train",
     ) -> tuple[Tensor, Tensor]:
         """Return (loss, sums).
@@ -121,16 +128,19 @@ class Objective(nn.Module):
                 token always sees itself and padding never does.
             labels: [B, L] int64.
             counts: The tokens of the global batch; None to evaluate.
-            targets: The teacher's, or None where no term needs it.
+            targets: The teacher's, or None where no term needs it. Where there is a KL term, they
+                have the decoder's input.
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
+            masked_rows: [n] int64, the sequences that the vocabulary losses look at, of which alone
+                `targets` have the decoder's input; None for all.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
         if mode == "evaluate":
             hidden, _ = run_encoder(self.model, input_ids, attention_mask, cu_seqlens)
             return self._evaluate(hidden, labels)
-        if counts is None or (targets is None and len(self.weights) > 1):
+        if counts is None or (targets is None and self.weights.keys() != {"mlm"}):
             raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
         counts = TokenCounts(*counts)
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
@@ -138,13 +148,41 @@ class Objective(nn.Module):
         if token_mask is not None and token_mask.dim() == 4:
             token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)
         scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
-        factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
-        head = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
+        factors = {
+            name: scale * self.weights[name] / max(1, count) for name, count in self.counts_of_terms(counts).items()
+        }
+        losses: list[Tensor] = []
+        sums: list[Tensor] = []
+        if self.vocabulary:
+            loss, sums = self._vocabulary_terms(hidden, labels, targets, token_mask, masked_rows, factors)
+            losses = [loss]
+        for name, match in self._matches:
+            assert targets is not None  # checked above
+            matched = match(states, targets.states, token_mask)
+            losses.append(matched * factors[name])
+            sums.append(matched.detach())
+        return sum(losses[1:], losses[0]), torch.stack(sums)
+
+    def _vocabulary_terms(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        targets: Targets | None,
+        token_mask: Tensor | None,
+        masked_rows: Tensor | None,
+        factors: Mapping[str, float],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the weighted loss of "kl" and "mlm", and the detached sums of those of them that are terms."""
+        teacher: tuple[Tensor | None, ...] = (None, None, None)
+        if targets is not None and targets.decoder_input is not None:
+            teacher = targets.decoder_input.flatten(0, 1), targets.decoder_weight, targets.decoder_bias
+        if masked_rows is not None:
+            # the number of rows is known on the host, so that a GPU is not waited for
+            hidden, labels = hidden.index_select(0, masked_rows), labels.index_select(0, masked_rows)
+            token_mask = None if token_mask is None else token_mask.index_select(0, masked_rows)
         loss, kl_sum, mlm_sum = self.family.get_decoder(self.model)(
-            head,
-            targets.decoder_input.flatten(0, 1) if targets else None,
-            targets.decoder_weight if targets else None,
-            targets.decoder_bias if targets else None,
+            self.family.mlm_transform(self.model, hidden).flatten(0, 1),
+            *teacher,
             labels.flatten(),
             temperature=self.losses.temperature,
             kl_weight=factors.get("kl", 0.0),
@@ -153,13 +191,7 @@ class Objective(nn.Module):
             token_mask=token_mask.flatten() if token_mask is not None else None,
             backend=self.backend,
         )
-        sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
-        for name, match in self._matches:
-            assert targets is not None  # checked above
-            matched = match(states, targets.states, token_mask)
-            loss = loss + matched * factors[name]
-            sums.append(matched.detach())
-        return loss, torch.stack(sums)
+        return loss, [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0

@@ -22,15 +22,15 @@ class Targets(NamedTuple):
 
     Attributes:
         states: [B, L, H] for each recorded site.
-        decoder_input: [B, L, E], the decoder's input.
-        decoder_weight: [V, E], the teacher's own storage, not a copy.
+        decoder_input: [n, L, E], the decoder's input; None where no logits are wanted.
+        decoder_weight: [V, E], the teacher's own storage, not a copy; None where decoder_input is.
         decoder_bias: [V], or None.
     """
 
     states: dict[Site, Tensor]
-    decoder_input: Tensor
-    decoder_weight: Tensor
-    decoder_bias: Tensor | None
+    decoder_input: Tensor | None = None
+    decoder_weight: Tensor | None = None
+    decoder_bias: Tensor | None = None
 
 
 class Teacher:
@@ -64,6 +64,9 @@ class Teacher:
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         sites: Sequence[Site] = (LAST_HIDDEN,),
+        *,
+        head: bool = True,
+        masked_rows: Tensor | None = None,
     ) -> Targets:
         """Return what a student is to match on a batch.
 
@@ -75,6 +78,8 @@ class Teacher:
             cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
                 models.varlen_attention.
             sites: What to record.
+            head: Whether the student is to match logits too.
+            masked_rows: [n] int64, the sequences whose logits are wanted; None for all.
 
         Raises:
             ValueError: L > max_positions.
@@ -84,6 +89,9 @@ class Teacher:
                 f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
             )
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, sites)
+        if not head:
+            return Targets(states)
+        hidden = hidden if masked_rows is None else hidden.index_select(0, masked_rows)
         return Targets(states, self._family.mlm_transform(self.model, hidden), self.decoder_weight, self.decoder_bias)
 
     @property

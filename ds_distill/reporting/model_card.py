@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -111,7 +111,7 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str, origin
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
         + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n"
-        + _training(origin)
+        + _training(origin, _objective(recipe))
         + f"## Data\n\nFingerprint: `{fingerprint}`\n\n"
         + _limitations(origin, "Nothing but the masked-LM figures above was measured: no task, and no other text.")
         + "## Recipe\n\n```json\n"
@@ -235,9 +235,15 @@ def _usage(kind: str) -> str:
     return f"## Use\n\n```python\n{code}```\n\n"
 
 
-def _training(origin: Provenance) -> str:
+def _objective(recipe: dict) -> list[str]:
+    """Return sentences on what a run was trained to do, beyond the usual, from its recipe as a dict."""
+    clean = recipe.get("data", {}).get("clean_fraction")
+    return [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
+
+
+def _training(origin: Provenance, remarks: Sequence[str] = ()) -> str:
     """Return the section on how the model was made; empty where nothing is known."""
-    lines = []
+    lines = [f"- {remark}" for remark in remarks]
     if origin.base and origin.base_layers:
         role = "teacher" if origin.distilled else "model that it was made from"
         if origin.layers is not None:

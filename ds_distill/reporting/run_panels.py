@@ -27,7 +27,9 @@ DISTANCES = {
 }
 
 
-def term_labels(losses: Losses, layer_map: Sequence[int] | None = None) -> dict[str, TermLabel]:
+def term_labels(
+    losses: Losses, layer_map: Sequence[int] | None = None, clean_fraction: float = 0.0
+) -> dict[str, TermLabel]:
     """Return title and unit of each term of a recipe's losses, by its name in a run's history.
 
     The weighted sum, "loss", has none where there is a single term.
@@ -35,8 +37,10 @@ def term_labels(losses: Losses, layer_map: Sequence[int] | None = None) -> dict[
     Args:
         losses: The recipe's losses.
         layer_map: The teacher layer that each student layer started from, where it is known.
+        clean_fraction: The share of the sequences that are not masked, at which KL does not look.
     """
-    tokens = "masked tokens" if losses.kl_tokens == "masked" else "all tokens"
+    every = "all tokens of masked sequences" if clean_fraction else "all tokens"
+    tokens = "masked tokens" if losses.kl_tokens == "masked" else every
     kl = TermLabel(
         f"KL divergence from the teacher, T = {losses.temperature:g}, {tokens}",
         f"T² · nats per {'masked ' if losses.kl_tokens == 'masked' else ''}token",
@@ -138,7 +142,9 @@ def run_panels(
         ]
 
     # The training loss is over all selected positions, so it stands beside the held-out loss over the same.
-    training = _training_line("training", history, "mlm", len(heldout))
+    # It is none where the run has no such loss, because it masks nothing.
+    trained = any("mlm" in row for row in history)
+    training = [_training_line("training", history, "mlm", len(heldout))] if trained else []
     panels = [
         Panel(
             f"Held-out accuracy {POSITIONS[kind]}",
@@ -149,7 +155,7 @@ def run_panels(
         Panel(
             f"Masked-LM loss {POSITIONS['mlm']}",
             MLM_UNIT,
-            [training, *heldout_lines("mlm_loss")],
+            [*training, *heldout_lines("mlm_loss")],
             level.get("mlm_loss"),
         ),
     ]

@@ -273,7 +273,11 @@ def _figure_sections(
         text += "Bars are one standard error." * bars
         sections.append(Section("Held-out loss and accuracy", text, panels=heldout))
         terms = {
-            run.label: (run.curves.history, term_labels(run.losses, run.record.get("layer_map"))) for run in trained
+            run.label: (
+                run.curves.history,
+                term_labels(run.losses, run.record.get("layer_map"), run.clean_fraction),
+            )
+            for run in trained
         }
         text = f"{POINTS} Terms that differ in layers or settings have panels of their own."
         sections.append(Section("Training losses", text, panels=training_panels(terms)))

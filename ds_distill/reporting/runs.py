@@ -61,13 +61,19 @@ class Run:
 
     @property
     def losses(self) -> Losses:
-        """The run's losses."""
+        """The run's losses, without those that had no tokens because no sequence was masked."""
         given = {
             field.name: self.identity[f"losses.{field.name}"]
             for field in fields(Losses)
             if f"losses.{field.name}" in self.identity
         }
-        return Losses(**given | {"match": [Match(**match) for match in given.get("match") or []]})
+        losses = Losses(**given | {"match": [Match(**match) for match in given.get("match") or []]})
+        return losses.without_vocabulary() if self.clean_fraction == 1 else losses
+
+    @property
+    def clean_fraction(self) -> float:
+        """The share of the training sequences that were not masked."""
+        return self.identity.get("data.clean_fraction", 0.0)
 
     @property
     def has_teacher(self) -> bool:

@@ -64,7 +64,10 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     """Return how many of `tokens` are projected on the vocabulary for a loss."""
-    return tokens if taught and recipe.losses.kl_tokens == "all" else tokens * recipe.data.mlm_probability
+    losses, data = recipe.trained_losses(), recipe.data
+    every = taught and losses.kl and losses.kl_tokens == "all"
+    share = (1.0 if every else data.mlm_probability) if losses.need_vocabulary else 0.0
+    return tokens * share * (1 - data.clean_fraction)
 
 
 def seconds_saved(

@@ -32,7 +32,8 @@ def overview(trainer: Trainer) -> dict[str, str]:
     mean = tokens["train"] / max(1, manifest["blocks"]["train"]) if lines else length
     steps, batch = trainer.total_steps, loader.global_batch_size
     epochs = steps / loader.steps_per_epoch
-    labels = term_labels(trainer.objective.losses)
+    clean = trainer.recipe.data.clean_fraction
+    labels = term_labels(trainer.objective.losses, clean_fraction=clean)
     return {
         **{name: describe_model(model.config, count_parameters(model)) for name, model in models.items()},
         "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
@@ -46,6 +47,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
         ),
         "steps": f"{steps:,}, each on {batch:,} sequences of {'up to ' * lines}{length} tokens; "
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
+        + (f"; {clean:.0%} of the sequences without masks" if clean else "")
         + (f"; resuming at step {done:,}" if done else ""),
         **({"loss": labels["loss"].title} if "loss" in labels else {}),
         "ETA": f"{steps - done:,} steps to go; the time is known after the first few"

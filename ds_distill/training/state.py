@@ -31,7 +31,7 @@ class StepResult:
 
     Attributes:
         loss: The weighted loss over the global batch.
-        losses: The mean of each term over its tokens, in nats where it is an entropy.
+        losses: The mean of each term over its tokens, in nats where it is an entropy; None where it had no tokens.
         grad_norm: The norm of the global gradient before clipping, or None where it was not computed.
         skipped: Whether the step was skipped because a gradient was not finite.
         stop: Whether a rank was asked to end the run.
@@ -44,7 +44,7 @@ class StepResult:
     """
 
     loss: float
-    losses: dict[str, float]
+    losses: dict[str, float | None]
     grad_norm: float | None
     skipped: bool
     stop: bool
@@ -64,7 +64,8 @@ class TrainState:
         step: The optimizer steps that are done.
         tokens: The real tokens trained on; those of skipped steps do not count.
         skipped: The skipped steps.
-        history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite.
+        history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite. A term
+            without tokens in a step is absent from its row.
         heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
             earlier versions have mlm_loss and mlm_accuracy only.
     """
@@ -100,7 +101,7 @@ class TrainState:
         values = {"loss": result.loss, **result.losses}
         self.history.append(
             {"step": self.step, "tokens": self.tokens}
-            | {name: value if math.isfinite(value) else None for name, value in values.items()}
+            | {name: value if math.isfinite(value) else None for name, value in values.items() if value is not None}
         )
         self.history = thin(self.history)
 

@@ -73,7 +73,7 @@ class Step:
             objective.model.gradient_checkpointing_enable()
         self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
         self.engine = Engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
-        self.sites = objective.teacher_sites
+        self.sites, self.teaches_logits = objective.teacher_sites, "kl" in objective.weights
         self.own_time, self.gathers = OwnTime(device), stage == 3  # the student's forward waits for others at stage 3
 
     @property
@@ -100,9 +100,15 @@ class Step:
             inputs = batch.input_ids, batch.attention_mask
             cu_seqlens = batch.cu_seqlens if self.varlen else None
             with self.own_time.measure():
-                targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
+                targets = None
+                if self.teacher is not None:
+                    targets = self.teacher.targets(
+                        *inputs, cu_seqlens, self.sites, head=self.teaches_logits, masked_rows=batch.masked_rows
+                    )
             with contextlib.nullcontext() if self.gathers else self.own_time.measure():
-                loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask)
+                loss, terms = self.engine(
+                    *inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask, batch.masked_rows
+                )
             sums.append(terms)
             self.engine.backward(loss)
             norm = self.engine.step()

@@ -188,7 +188,7 @@ class Trainer:
         stops, saves, evaluations, written, failed = values[len(total) : len(total) + len(asked)]
         losses = self.objective.means(totals, counts)
         return StepResult(
-            loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
+            loss=sum(self.objective.weights[name] * value for name, value in losses.items() if value is not None),
             losses=losses,
             grad_norm=grad_norm,
             skipped=self.engine.skipped_steps > self.state.skipped,
