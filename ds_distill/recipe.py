@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 
 from ds_distill.config.intervals import Interval
 from ds_distill.config.recipe_file import (
@@ -19,9 +19,9 @@ from ds_distill.config.recipe_file import (
     setting_name,
 )
 from ds_distill.config.unknown_keys import unknown_key_message
-from ds_distill.config.values import UserPath, convert
+from ds_distill.config.values import Reader, UserPath, convert
 from ds_distill.tracking.choice import Tracker
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import UserError, did_you_mean
 
 # Keys of zero_optimization that round or delay what ranks send each other, and values that mean not to.
 LOSSY_ZERO = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "zenflow")
@@ -133,6 +133,37 @@ class Losses:
         return replace(self, kl=0.0, cosine=0.0, match=[])
 
 
+def _read_losses(value: Any, key: str) -> dict[str, Any]:
+    """Return some settings of the losses by name; raise UserError for one that does not exist."""
+    hints, given = get_type_hints(Losses), convert(value, dict[str, Any], key)
+    for name in given:
+        if name not in hints:
+            raise UserError(f"{key}.{name}: no such key{did_you_mean(name, hints)} ({', '.join(hints)})")
+    return {name: convert(entry, hints[name], f"{key}.{name}") for name, entry in given.items()}
+
+
+@dataclass
+class Stage:
+    """A part of a run that has an objective and learnable parts of its own.
+
+    Args:
+        share: Share of the run's steps, above 0. The shares of all stages must sum to 1.
+        losses: Settings of `losses` that this stage has in place of the recipe's, such as {kl: 0, mlm: 0}.
+        learnable: What trains: "all", or a list of student layers, counted from 0, and of "embeddings" (with which a
+            tied decoder is shared) and "head". Everything else stays exactly as it is.
+        teacher_forced: Train each learnable layer by itself: its input is what the teacher feeds into the span of
+            layers that this student layer stands for. The span ends at the layer that the terms in losses.match pair
+            it with, and begins after that of the student layer below. For terms of hidden states, without kl and mlm.
+        learning_rate: Peak learning rate of this stage; that of `training` by default.
+    """
+
+    share: float = field(metadata={"limits": (0, 1), "word": "", "each": False})
+    losses: Annotated[dict[str, Any], Reader("mapping", _read_losses)] = field(default_factory=dict)
+    learnable: Literal["all"] | list[int | Literal["embeddings", "head"]] = "all"
+    teacher_forced: bool = False
+    learning_rate: float | None = limited(None, 0, 10)
+
+
 @dataclass
 class Student:
     """Shape and initialization of the student.
@@ -174,6 +205,8 @@ class Training:
         encoder_learning_rate: For `pretrain --from`: peak learning rate of all weights except the masked-LM
             head; 0 trains the head alone. learning_rate by default.
         warmup_ratio: Fraction of the optimizer steps for the warm-up.
+        stage_schedule: What the learning rate's warm-up and decay span in a recipe with stages: each "stage" by itself,
+            as in TinyBERT, or the whole "run". The optimizer's moments begin anew with each stage.
         weight_decay: AdamW's weight decay; biases and norm weights are never decayed.
         betas: AdamW's betas.
         eps: AdamW's epsilon.
@@ -214,6 +247,7 @@ class Training:
     learning_rate: float = limited(5e-4, 0, 10)
     encoder_learning_rate: float | None = limited(None, 0, 10)
     warmup_ratio: float = limited(0.05, 0, 1)
+    stage_schedule: Literal["stage", "run"] = "stage"
     weight_decay: float = limited(0.0, 0, 10)
     betas: tuple[float, float] = limited((0.9, 0.98), 0, 0.99999, each=True)
     eps: float = limited(1e-6, 1e-15, 1)
@@ -340,6 +374,7 @@ class Recipe:
     student: Student = field(default_factory=Student)
     losses: Losses = field(default_factory=Losses)
     training: Training = field(default_factory=Training)
+    stages: list[Stage] = field(default_factory=list)
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -355,7 +390,10 @@ class Recipe:
             UserError: There is no such file, or a key or a value in it is not one of a recipe.
         """
         recipe, source = cls(), f"recipe {file}"
-        read_settings(vars(recipe), load_recipe_file(find_file(str(file), source, RECIPES), source), source)
+        keys = load_recipe_file(find_file(str(file), source, RECIPES), source)
+        sections = {name: section for name, section in vars(recipe).items() if name != "stages"}
+        others = read_settings(sections, keys, source, {"stages": list[Stage]})
+        recipe.stages = others.get("stages", recipe.stages)
         recipe.check()
         return recipe
 
@@ -368,7 +406,13 @@ class Recipe:
             setattr(self.training, key, convert(getattr(self.training, key), Interval, f"training.{key}"))
         training, data, losses = self.training, self.data, self.losses
         sections: dict[str, Any] = {"training": training, "data": data, "losses": losses, "student": self.student}
-        sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}
+        objectives = {"losses": losses} | self._check_stages()
+        sections |= objectives | {f"stages[{index}]": stage for index, stage in enumerate(self.stages)}
+        sections |= {
+            f"{key}.match[{index}]": match
+            for key, given in objectives.items()
+            for index, match in enumerate(given.match)
+        }
         for name, section in sections.items():
             for key in vars(section).keys() - section.__dataclass_fields__.keys():  # set in Python
                 raise UserError(unknown_key_message(f"{name}.{key}", self.setting_names(), dashes=""))
@@ -390,16 +434,19 @@ class Recipe:
                         f"model, so student.{key} = {value} cannot apply; leave it out, or set it to "
                         f"{'null' if default is None else default}"
                     )
-        if losses.kl == losses.mlm == losses.cosine == 0 and not any(match.weight for match in losses.match):
-            raise UserError(
-                "losses.kl, losses.mlm, losses.cosine and the weights of losses.match are all 0: nothing would be "
-                "trained; set one of them above 0"
-            )
-        if data.clean_fraction == 1 and not (losses.cosine or any(match.weight for match in losses.match)):
-            raise UserError(
-                "data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm have no tokens, and "
-                "losses.cosine and the weights of losses.match are all 0; lower it, or set one of these above 0"
-            )
+        for key, given in objectives.items():
+            if (key == "losses" and self.stages) or given.cosine or any(match.weight for match in given.match):
+                continue
+            if given.kl == given.mlm == 0:
+                raise UserError(
+                    f"{key}.kl, {key}.mlm, {key}.cosine and the weights of {key}.match are all 0: nothing would be "
+                    "trained; set one of them above 0"
+                )
+            if data.clean_fraction == 1:
+                raise UserError(
+                    f"data.clean_fraction = 1: no sequence is masked, so {key}.kl and {key}.mlm have no tokens, and "
+                    f"{key}.cosine and the weights of {key}.match are all 0; lower it, or set one of these above 0"
+                )
         if training.deepspeed and training.deepspeed_file().exists() and not training.deepspeed_file().is_file():
             raise UserError(
                 f"training.deepspeed = {training.deepspeed}: a folder or a pipe; give a file, which can be read more "
@@ -412,19 +459,55 @@ class Recipe:
             )
         training.deepspeed_json()
 
-    def trained_losses(self) -> Losses:
-        """Return the losses without those that have no tokens, because no sequence is masked."""
-        return self.losses.without_vocabulary() if self.data.clean_fraction == 1 else self.losses
+    def _check_stages(self) -> dict[str, Losses]:
+        """Return the losses of each stage by their key; raise UserError for a stage that makes no sense."""
+        self.stages = convert(self.stages, list[Stage], "stages")
+        objectives: dict[str, Losses] = {}
+        for index, stage in enumerate(self.stages):
+            key, losses = f"stages[{index}]", self.trained_losses(stage)
+            if not stage.share > 0:
+                raise UserError(f"{key}.share = {stage.share}: must be above 0; leave the stage out instead")
+            parts = stage.learnable if isinstance(stage.learnable, list) else []
+            layers = [part for part in parts if isinstance(part, int)]
+            if not stage.learnable or len({*parts}) < len(parts) or min(layers, default=0) < 0:
+                raise UserError(
+                    f"{key}.learnable = {stage.learnable}: give all, or a list of different student layers, counted "
+                    "from 0, embeddings and head, such as [embeddings, 0]"
+                )
+            if stage.teacher_forced and (losses.need_vocabulary or layers != parts or not layers):
+                raise UserError(
+                    f"{key}.teacher_forced: trains single layers on the teacher's states, so {key}.learnable must be "
+                    f"a list of student layers (now {stage.learnable}), and {key}.losses needs kl: 0 and mlm: 0 (now "
+                    f"{losses.kl:g} and {losses.mlm:g})"
+                )
+            objectives[f"{key}.losses"] = replace(self.losses, **stage.losses)
+        shares = [stage.share for stage in self.stages]
+        if shares and abs(math.fsum(shares) - 1) > 1e-6:
+            raise UserError(f"stages: the shares {shares} sum to {math.fsum(shares):g}; they must sum to 1")
+        return objectives
+
+    def trained_losses(self, stage: Stage | None = None) -> Losses:
+        """Return the losses, of a stage where one is given, without those that have no masked sequence to look at."""
+        losses = replace(self.losses, **(stage.losses if stage else {}))
+        return losses.without_vocabulary() if self.data.clean_fraction == 1 else losses
+
+    def losses_by_share(self) -> list[tuple[float, Losses]]:
+        """Return (share of the run, losses) for each stage; for the whole run where there are no stages."""
+        return [(stage.share, self.trained_losses(stage)) for stage in self.stages] or [(1.0, self.trained_losses())]
 
     def setting_names(self) -> list[str]:
-        """Return the dotted names of all settings."""
-        return [f"{section}.{key}" for section, settings in self.as_dict().items() for key in settings]
+        """Return the dotted names of all settings in sections."""
+        return [f"{section}.{key}" for section, settings in self._sections().items() for key in settings]
 
     def as_dict(self) -> dict:
-        """Return the recipe as nested dicts, one per section, with the keys of a recipe file."""
+        """Return the recipe as nested dicts, one per section, with the keys of a recipe file, and any stages."""
+        return self._sections() | ({"stages": [asdict(stage) for stage in self.stages]} if self.stages else {})
+
+    def _sections(self) -> dict[str, dict]:
         return {
             section: {setting_name(key): value for key, value in settings.items()}
             for section, settings in asdict(self).items()
+            if section != "stages"
         }
 
     def identity(self) -> dict:
@@ -433,7 +516,7 @@ class Recipe:
         Housekeeping, such as how often to save or evaluate, is left out: it may change on resume. So are the paths
         of inputs, such as the model that a student starts from: their contents count.
         """
-        keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
+        keys = {f"{room}.{key}": value for room, values in self._sections().items() for key, value in values.items()}
         for key in (
             "max_skipped",
             "save_every",
@@ -457,5 +540,9 @@ class Recipe:
             del keys["training.teacher_precision"]  # earlier versions had no such key
         if not keys["data.clean_fraction"]:
             del keys["data.clean_fraction"]  # nor this one
+        if self.stages:
+            keys["stages"] = [asdict(stage) for stage in self.stages]
+        else:
+            del keys["training.stage_schedule"]
         keys |= self.training.deepspeed_identity()
         return json.loads(json.dumps(keys))

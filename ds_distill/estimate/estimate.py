@@ -25,14 +25,17 @@ from ds_distill.models.folder import ModelFolder
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student, resolve_layers
 from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Recipe, Training
+from ds_distill.recipe import Losses, Recipe, Training
+from ds_distill.stages import Span, spans_of
 from ds_distill.training.compile import choose_kernels, rows_of_logits
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.device import local_device, resolve_dtype
+from ds_distill.training.stages import Stages
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 
+ENOUGH = 10**9  # steps, of which each stage of a recipe has some
 HEADROOM = 0.9  # share of the device's memory that a run may use; allocators keep some for themselves
 # These values for CPUs were measured (python -m benchmarks.training.memory_estimate): thread pools
 # and GEMM buffers, and the share of freed activations that glibc's heap keeps.
@@ -90,8 +93,8 @@ class Estimator:
                 dropout=training.dropout,
             )
         self.teacher, self.student = self._build_models(config, student_config, "meta")
-        self.losses = recipe.trained_losses()
-        self.uses_teacher = self.losses.need_teacher
+        self.objectives = recipe.losses_by_share()
+        self.uses_teacher = any(losses.need_teacher for _, losses in self.objectives)
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
@@ -156,16 +159,24 @@ class Estimator:
             micro_batch_size: Sequences per micro-batch.
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
+        spans: list[Span | None] = [*spans_of(self.recipe, ENOUGH)] or [None]
+        seconds = [self._seconds_per_token(micro_batch_size, tokens, span) for span in spans]
+        shares = [share for share, _ in self.objectives]
+        return 1 / sum(share * one for share, one in zip(shares, seconds, strict=True))
+
+    def _seconds_per_token(self, micro_batch_size: int, tokens: float, span: Span | None) -> float:
         teacher, student = self._build_models(self.teacher.config, self.student.config, "cpu")
-        objective = Objective(
-            student.to(self.device),  # type: ignore[arg-type]  # wrong in transformers
-            self.losses,
-            1,
-            self.teacher.config,
-            self.layer_map,
-        )
+
+        def make(model: PreTrainedModel, losses: Losses) -> Objective:
+            return Objective(model, losses, 1, self.teacher.config, self.layer_map)
+
+        if span is None:
+            objective = make(student, self.objectives[0][1])
+        else:
+            objective = Stages([span], student, self.teacher.config, make).begin(0, None)
+        objective.to(self.device)
         frozen = None
-        if self.uses_teacher:
+        if objective.losses.need_teacher:
             teacher.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
             frozen = Teacher(teacher)
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
@@ -190,13 +201,14 @@ class Estimator:
             loss, sums = objective(ids, None, labels, counts, targets, masked_rows=masked_rows)
             loss.backward()
             sums.tolist()
-        return ids.numel() / (time.perf_counter() - began)
+        return (time.perf_counter() - began) / ids.numel()
 
     @property
     def projected(self) -> float:
         """The share of positions that the heads run on: on a GPU all of masked sequences, on a CPU those of a loss."""
-        if self.device.type == "cuda" and self.losses.need_vocabulary:
-            return 1 - self.recipe.data.clean_fraction
+        if self.device.type == "cuda":
+            vocabulary = sum(share for share, losses in self.objectives if losses.need_vocabulary)
+            return vocabulary * (1 - self.recipe.data.clean_fraction)
         return rows_of_logits(self.recipe, 1.0, self.uses_teacher)
 
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:

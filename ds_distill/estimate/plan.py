@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 from ds_distill.data.shares import Shares
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
-from ds_distill.estimate.estimate import HEADROOM, Estimator
+from ds_distill.estimate.estimate import ENOUGH, HEADROOM, Estimator
 from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.hardware import (
     CPU_LONG,
@@ -29,6 +29,7 @@ from ds_distill.estimate.scaling import NETWORK, Exchange, Scale, scale, strong_
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe, Training
+from ds_distill.stages import spans_of
 from ds_distill.utils.errors import UserError
 
 BERT_VOCABULARY = 30_522  # tokens of BERT's uncased tokenizer, in which corpora are counted
@@ -133,6 +134,11 @@ def plan(
         name.endswith(("ForMaskedLM", "ForPreTraining")) for name in teacher.config.architectures or ["ForMaskedLM"]
     ):
         notes.insert(0, f"{teacher.title} has no masked-LM head: add one first with `ds-distill pretrain --from`.")
+    if recipe.stages:
+        notes.append(
+            "Memory, and a rate that was not measured here, are as if every part of the student always learned."
+        )
+    steps = math.ceil(total_tokens / step_tokens) if total_tokens else None
     estimate = {
         "teacher_parameters": count_parameters(estimator.teacher),
         "student_parameters": student_parameters,
@@ -140,7 +146,11 @@ def plan(
         "tokens_per_step": step_tokens,
         "corpus": epoch and epoch._asdict(),
         "tokens": total_tokens,
-        "steps": math.ceil(total_tokens / step_tokens) if total_tokens else None,
+        "steps": steps,
+        "run_stages": [
+            f"{span.stage.share:.3g} of the steps, {span.describe() if steps else span.describe_work()}"
+            for span in spans_of(recipe, steps or ENOUGH)
+        ],
         "tokens_per_second": round(rate, 1),
         "rate_kind": speed.kind,
         "rate_is": speed.basis,

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from ds_distill.data.run_data import open_run_data
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs.frozen_teacher import freeze_teacher
@@ -21,13 +23,15 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student, count_parameters, find_start, plan_student
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Losses, Recipe
 from ds_distill.reporting import provenance
 from ds_distill.reporting.heldout import share_kept
 from ds_distill.run_folder import RunFolder, locked_run_folder
+from ds_distill.stages import spans_of
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.trainer import Trainer, explain_training_memory
+from ds_distill.training.stages import Stages
+from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.utils.console import log, progress
 
 
@@ -70,12 +74,14 @@ def distill(
         output,
         recipe.identity() | inputs,
         recipe.training.resume,
-        can_grow=True,
+        "choose another --output" + ", and start from this student with student.from" * bool(recipe.stages),
+        can_grow=not recipe.stages,  # whose ends are shares of a length
     ):
         if finished := finished_before(folder, recipe, loader, held):
             return finished
-        t, losses = recipe.training, recipe.trained_losses()
-        if losses != recipe.losses:
+        t, objectives = recipe.training, [losses for _, losses in recipe.losses_by_share()]
+        taught = any(losses.need_teacher for losses in objectives)
+        if recipe.data.clean_fraction == 1:
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
@@ -86,26 +92,40 @@ def distill(
             start=start and provenance.name_model(start.path),
             layers=layer_map,
             base_layers=get_family(source).dims(source.config).depth,
-            distilled=losses.need_teacher,
+            distilled=taught,
             **describe_circumstances(store, world),
         )
         keep_model(student.config, tokens, folder, origin, teacher)
-        objective = Objective(student, losses, world, source.config, layer_map)
+        teacher_config = source.config
+
+        def make(model: PreTrainedModel, losses: Losses) -> Objective:
+            return Objective(model, losses, world, teacher_config, layer_map)
+
+        spans = spans_of(recipe, count_steps(recipe, loader))
+        stages = Stages(spans, student, teacher_config, make) if spans else None
+        objective = None if stages else make(student, objectives[0])
         frozen = None
         teacher_figures: dict[str, float | None] = {}
-        if losses.need_teacher:
+        if taught:
             teacher_figures["parameters"] = count_parameters(source)
             teacher_figures["forward_mflops_per_token"] = forward_mflops(source.config, store)
             frozen = freeze_teacher(
-                source, teacher, t, loader.micro_batches(0)[0], device, dtype, head=losses.need_vocabulary
+                source,
+                teacher,
+                t,
+                loader.micro_batches(0)[0],
+                device,
+                dtype,
+                head=any(losses.kl for losses in objectives),
             )
         del source
+        del student
         with explain_training_memory(t):
-            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
+            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title, stages)
             summary = trainer.fit()
             heldout_of_teacher = {} if frozen is None else _evaluate_teacher(trainer, frozen, world)
-        if losses.need_vocabulary:
-            summary["kl_tokens"] = losses.kl_tokens
+        if any(losses.need_vocabulary for losses in objectives):
+            summary["kl_tokens"] = recipe.losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
         summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))

@@ -46,6 +46,8 @@ def pretrain(
     """
     recipe.check()
     check_micro_batch(recipe)
+    if recipe.stages:
+        raise UserError("stages: pretrain has masked LM alone, in one stage; leave them out")
     losses = recipe.trained_losses().without_teacher()
     if not losses.mlm:
         raise UserError(

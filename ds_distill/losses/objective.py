@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
+from ds_distill.losses.teacher_forcing import TeacherForcing
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import run_encoder
@@ -79,10 +80,20 @@ class Objective(nn.Module):
         sites = [pair for _, match in self._matches for pair in match.sites]
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites = tuple(dict.fromkeys(teacher for _, teacher in sites))
+        self.forcing: TeacherForcing | None = None
+
+    def force(self, forcing: TeacherForcing) -> None:
+        """Train single layers on the teacher's states; evaluation still runs the whole model."""
+        sites = (teacher for _, match in self._matches for _, teacher in match.sites)
+        self.forcing, self.teacher_sites = forcing, tuple(dict.fromkeys((*sites, *forcing.inputs.values())))
 
     @property
     def _matches(self) -> Any:
         return self.matches.items()
+
+    def named_matches(self) -> list[tuple[str, Any]]:
+        """Return the terms that compare what lies inside, by name."""
+        return list(self._matches)
 
     @property
     def encoder_prefix(self) -> str:
@@ -143,7 +154,11 @@ class Objective(nn.Module):
         if counts is None or (targets is None and self.weights.keys() != {"mlm"}):
             raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
         counts = TokenCounts(*counts)
-        hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
+        if self.forcing is None:
+            hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
+        else:
+            assert targets is not None  # checked above
+            states = self.forcing(self.model, targets.states, attention_mask, cu_seqlens)
         token_mask = attention_mask if loss_mask is None else loss_mask
         if token_mask is not None and token_mask.dim() == 4:
             token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)

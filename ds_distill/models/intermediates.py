@@ -17,15 +17,29 @@ class Site(NamedTuple):
     """A place in an encoder where a quantity is recorded.
 
     Attributes:
-        quantity: "hidden", the hidden states [B, L, H] after a layer.
-        layer: The layer, from 0; LAST for the encoder's output.
+        quantity: "hidden", the hidden states [B, L, H] after a layer; "embeddings", what enters the first
+            layer.
+        layer: The layer, from 0, and 0 for embeddings; LAST for the encoder's output.
     """
 
-    quantity: Literal["hidden"]
+    quantity: Literal["hidden", "embeddings"]
     layer: int
 
 
 LAST_HIDDEN = Site("hidden", LAST)
+EMBEDDINGS = Site("embeddings", 0)
+
+
+def full_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Return a mask of 4 dimensions, [B, 1, L, L] bool, for one of 2.
+
+    transformers asks a mask of 2 dimensions whether it is true everywhere, for which the host waits for a GPU. One of 4
+    dimensions it takes as it is.
+    """
+    if attention_mask is None or attention_mask.dim() != 2:
+        return attention_mask
+    length = attention_mask.shape[1]
+    return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
 
 
 def run_encoder(
@@ -47,19 +61,17 @@ def run_encoder(
         cu_seqlens: As in data.batch, for models.attention; or None.
         sites: The quantities to record.
     """
-    if attention_mask is not None and attention_mask.dim() == 2:
-        # transformers asks a 2-dimensional mask whether it is true everywhere, for which the host waits
-        # for a GPU; a mask of 4 dimensions it takes as it is
-        length = attention_mask.shape[1]
-        attention_mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
     inside = any(site.layer != LAST for site in sites)
     options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
     output = get_family(model).get_encoder(model)(
         input_ids=input_ids,
-        attention_mask=attention_mask,
+        attention_mask=full_mask(attention_mask),
         **options,
         **({"output_hidden_states": True} if inside else {}),
     )
     last = output.last_hidden_state
     # the first of transformers' hidden states is the embeddings' output
-    return last, {site: last if site.layer == LAST else output.hidden_states[site.layer + 1] for site in sites}
+    return last, {
+        site: last if site.layer == LAST else output.hidden_states[site.layer + (site.quantity == "hidden")]
+        for site in sites
+    }

@@ -32,6 +32,7 @@ from ds_distill.models.folder import ModelFolder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import find_start
 from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
+from ds_distill.preflight.stages import check_stages_fit
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
 from ds_distill.tracking.choice import check_installed
@@ -212,6 +213,7 @@ def check_teacher(teacher: ModelFolder, recipe: Recipe, tokens: Path | None = No
     Its tokenizer makes the tokens where none are prepared yet.
     """
     starts_from_it = check_teacher_fits(teacher, recipe, tokens)
+    check_stages_fit(teacher, recipe)
     # many ranks that read gigabytes at once would slow each other down
     run_on_rank0(lambda: check_complete(teacher, tied=starts_from_it))
     if recipe.student.from_ is not None:

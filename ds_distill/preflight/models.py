@@ -43,7 +43,8 @@ def check_teacher_fits(
     """
     teacher.check_files()
     layer_map, config = plan_student(teacher.config, **asdict(recipe.student), dropout=recipe.training.dropout)
-    make_matches(recipe.losses, config, teacher.config, layer_map)
+    if not recipe.stages:  # each of which has losses of its own, see check_stages_fit
+        make_matches(recipe.losses, config, teacher.config, layer_map)
     check_reads_tokens(teacher, recipe, tokens, tokenizer or teacher.path)
     load_masked_lm(teacher, hollow=True)
     if recipe.student.from_ is not None:

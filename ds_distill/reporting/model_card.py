@@ -237,8 +237,16 @@ def _usage(kind: str) -> str:
 
 def _objective(recipe: dict) -> list[str]:
     """Return sentences on what a run was trained to do, beyond the usual, from its recipe as a dict."""
-    clean = recipe.get("data", {}).get("clean_fraction")
-    return [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
+    clean, stages = recipe.get("data", {}).get("clean_fraction"), recipe.get("stages", [])
+    remarks = (
+        [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
+    )
+    if stages:
+        shares = ", ".join(f"{stage['share']:.3g}" for stage in stages)
+        remarks.append(
+            f"It was trained in {len(stages)} stages with these shares of the steps: {shares}. See the recipe."
+        )
+    return remarks
 
 
 def _training(origin: Provenance, remarks: Sequence[str] = ()) -> str:

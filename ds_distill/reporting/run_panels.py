@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ds_distill.recipe import Losses, Match
 from ds_distill.reporting.heldout import POSITIONS, shared_kind
-from ds_distill.reporting.panels import Line, Panel, mean_points
+from ds_distill.reporting.panels import Line, Mark, Panel, mean_points
 
 Rows = Sequence[Mapping[str, Any]]
 MLM_UNIT = "nats per position"
@@ -55,6 +56,31 @@ def term_labels(
     return total | {"kl": kl, "mlm": mlm} | matches
 
 
+def labels_of_stages(
+    objectives: Sequence[Losses], layer_map: Sequence[int] | None = None, clean_fraction: float = 0.0
+) -> dict[str, TermLabel]:
+    """Return the labels of the terms of a run whose stages have these losses, as `term_labels` does for one.
+
+    A term whose settings differ between stages has the titles of all of them.
+    """
+    every = [term_labels(losses, layer_map, clean_fraction) for losses in objectives]
+    labels: dict[str, TermLabel] = {}
+    for name in dict.fromkeys(name for labels_of_one in every for name in labels_of_one):
+        own = list(dict.fromkeys(one[name] for one in every if name in one))
+        labels[name] = TermLabel("; then ".join(dict.fromkeys(label.title for label in own)), own[0].unit)
+    return labels
+
+
+def marks_of_stages(stages: Rows, look: int = 0) -> list[Mark]:
+    """Return the marks of a run's stages but for the first: where each begins.
+
+    Args:
+        stages: Rows {stage, step, tokens}.
+        look: The number of the run's color.
+    """
+    return [Mark(row["tokens"], f"stage {row['stage']}", look) for row in stages[1:]]
+
+
 def _label(name: str, match: Match, layer_map: Sequence[int] | None) -> TermLabel:
     distance, unit = DISTANCES.get(match.loss, (match.loss, match.loss))
     pairs: list[tuple[int, int]] = []
@@ -68,7 +94,11 @@ def _label(name: str, match: Match, layer_map: Sequence[int] | None) -> TermLabe
 
 
 def heldout_panels(
-    runs: Mapping[str, Mapping[str, Rows]], teacher: Mapping[str, Mapping[str, Any]], *, accuracy: bool = True
+    runs: Mapping[str, Mapping[str, Rows]],
+    teacher: Mapping[str, Mapping[str, Any]],
+    *,
+    accuracy: bool = True,
+    stages: Mapping[str, Rows] | None = None,
 ) -> list[Panel]:
     """Return panels of the runs' held-out losses and accuracies over tokens, one of each per held-out set.
 
@@ -79,8 +109,10 @@ def heldout_panels(
         runs: Maps label → set → rows {step, tokens, each figure}; the corpus's own set is "".
         teacher: The teacher's figures by the name of the set, where they are known.
         accuracy: Whether to show accuracies too.
+        stages: The rows of the runs' stages, by label; a run without stages may be left out.
     """
     panels = []
+    marks = [mark for i, label in enumerate(runs) for mark in marks_of_stages((stages or {}).get(label, ()), i)]
     sets = dict.fromkeys(name for curves in runs.values() for name in curves)
     for name in sets:
         kind = shared_kind(row for curves in runs.values() for row in curves.get(name, ())[-1:])
@@ -94,18 +126,22 @@ def heldout_panels(
             lines = [
                 _line(label, curves.get(name, ()), key, scale, i) for i, (label, curves) in enumerate(runs.items())
             ]
-            panels.append(Panel(f"{title} {where}", unit, lines, _scaled(level.get(key), scale)))
+            panels.append(Panel(f"{title} {where}", unit, lines, _scaled(level.get(key), scale), marks=marks))
     return panels
 
 
-def training_panels(runs: Mapping[str, tuple[Rows, Mapping[str, TermLabel]]]) -> list[Panel]:
+def training_panels(
+    runs: Mapping[str, tuple[Rows, Mapping[str, TermLabel]]], stages: Mapping[str, Rows] | None = None
+) -> list[Panel]:
     """Return a panel for each term of the training losses, with all runs that have it.
 
     Args:
         runs: Maps label → (the rows of its steps, the labels of its terms). Terms of different runs are in one panel
             where their labels are the same.
+        stages: The rows of the runs' stages, by label; a run without stages may be left out.
     """
     panels: dict[TermLabel, list[Line]] = {}
+    marks: dict[TermLabel, list[Mark]] = {}
     for look, (label, (history, labels)) in enumerate(runs.items()):
         for name in dict.fromkeys(name for row in history for name in row if name not in ("step", "tokens")):
             if name == "loss" and name not in labels:
@@ -113,8 +149,9 @@ def training_panels(runs: Mapping[str, tuple[Rows, Mapping[str, TermLabel]]]) ->
             if any(row.get(name) for row in history):  # an earlier version wrote 0 for terms that a run did not have
                 term = labels.get(name, TermLabel(name, name))
                 panels.setdefault(term, []).append(_training_line(label, history, name, look))
+                marks.setdefault(term, []).extend(marks_of_stages((stages or {}).get(label, ()), look))
     return [
-        Panel(f"{term.title} (training)", term.unit, lines, falls=term.unit != MLM_UNIT)
+        Panel(f"{term.title} (training)", term.unit, lines, falls=term.unit != MLM_UNIT, marks=marks[term])
         for term, lines in panels.items()
     ]
 
@@ -124,6 +161,7 @@ def run_panels(
     heldout: Mapping[str, Rows],
     labels: Mapping[str, TermLabel],
     teacher: Mapping[str, Mapping[str, Any]],
+    stages: Rows = (),
 ) -> list[Panel]:
     """Return the panels of one run: its masked-LM loss in training and held out, its accuracy, and its other terms.
 
@@ -132,6 +170,7 @@ def run_panels(
         heldout: Its held-out rows by the name of the set.
         labels: The labels of its terms.
         teacher: The teacher's held-out figures by the name of the set, where they are known.
+        stages: The rows of its stages, which are marked.
     """
     kind = shared_kind(row for rows in heldout.values() for row in rows[-1:])
     level = teacher.get("", {})
@@ -168,7 +207,7 @@ def run_panels(
             term = labels.get(name, TermLabel(name, name))
             line = _training_line("training", history, name, len(heldout))
             panels.append(Panel(term.title, term.unit, [line], falls=True))
-    return panels
+    return [replace(panel, marks=marks_of_stages(stages, len(heldout))) for panel in panels]
 
 
 _NO_TERM = ("step", "tokens", "loss", "mlm")

@@ -64,10 +64,12 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     """Return how many of `tokens` are projected on the vocabulary for a loss."""
-    losses, data = recipe.trained_losses(), recipe.data
-    every = taught and losses.kl and losses.kl_tokens == "all"
-    share = (1.0 if every else data.mlm_probability) if losses.need_vocabulary else 0.0
-    return tokens * share * (1 - data.clean_fraction)
+    data, rows = recipe.data, 0.0
+    for share, losses in recipe.losses_by_share():
+        if losses.need_vocabulary:
+            every = taught and losses.kl and losses.kl_tokens == "all"
+            rows += tokens * share * (1.0 if every else data.mlm_probability)
+    return rows * (1 - data.clean_fraction)
 
 
 def seconds_saved(

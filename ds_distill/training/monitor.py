@@ -90,6 +90,7 @@ class Metrics:
                 "loss/total": result.loss,
                 **{f"loss/{name}": value for name, value in losses.items()},
                 "train/lr": learning_rate,
+                **({"train/stage": state.stages[-1]["stage"]} if state.stages else {}),
                 "train/grad_norm": result.grad_norm,
                 "train/tokens_per_second": rate,
                 "train/data_wait_share": self.throughput.data_wait_share,

@@ -49,12 +49,17 @@ def overview(trainer: Trainer) -> dict[str, str]:
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
         + (f"; {clean:.0%} of the sequences without masks" if clean else "")
         + (f"; resuming at step {done:,}" if done else ""),
-        **({"loss": labels["loss"].title} if "loss" in labels else {}),
+        **(_describe_stages(trainer) if trainer.stages else {"loss": labels["loss"].title} if "loss" in labels else {}),
         "ETA": f"{steps - done:,} steps to go; the time is known after the first few"
         if done < steps
         else "all steps done",
         "output": str(trainer.folder.path),
     }
+
+
+def _describe_stages(trainer: Trainer) -> dict[str, str]:
+    spans = trainer.stages.spans if trainer.stages else []
+    return {f"stage {span.number}": span.describe() for span in spans}
 
 
 def _name(dtype: torch.dtype) -> str:

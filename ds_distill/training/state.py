@@ -66,6 +66,8 @@ class TrainState:
         skipped: The skipped steps.
         history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite. A term
             without tokens in a step is absent from its row.
+        stages: Rows {stage, step, tokens} of the stages that have begun: their numbers, and the steps and tokens that
+            were done before. Empty where the run has no stages.
         heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
             earlier versions have mlm_loss and mlm_accuracy only.
     """
@@ -75,6 +77,7 @@ class TrainState:
     skipped: int = 0
     history: list[Row] = field(default_factory=list)
     heldout: dict[str, list[Row]] = field(default_factory=dict)
+    stages: list[Row] = field(default_factory=list)
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> TrainState:
@@ -85,6 +88,7 @@ class TrainState:
             saved["skipped"],
             thin([_row(row, HISTORY_COLUMNS) for row in saved["history"]]),
             {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in saved["heldout"].items()},
+            saved.get("stages", []),  # earlier versions had none
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,6 +108,11 @@ class TrainState:
             | {name: value if math.isfinite(value) else None for name, value in values.items() if value is not None}
         )
         self.history = thin(self.history)
+
+    def begin_stage(self, number: int) -> None:
+        """Note that a stage begins, unless that was noted before."""
+        if not self.stages or self.stages[-1]["stage"] != number:
+            self.stages.append({"stage": number, "step": self.step, "tokens": self.tokens})
 
     def was_evaluated(self, name: str) -> bool:
         """Return whether the held-out set `name` has been evaluated at this step."""
@@ -140,11 +149,12 @@ def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
 
 
 class Curves(NamedTuple):
-    """What curves.json has: rows of steps, held-out rows by the name of the set, and the teacher's figures on them."""
+    """What curves.json has: rows of steps, held-out rows by the name of the set, the teacher's figures, and stages."""
 
     history: list[Row]
     heldout: dict[str, list[Row]]
     teacher: dict[str, Row]
+    stages: list[Row] = []
 
 
 def read_curves(run: Path) -> Curves:
@@ -158,6 +168,7 @@ def read_curves(run: Path) -> Curves:
         [_row(row, HISTORY_COLUMNS) for row in curves.get("history", [])],
         {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in curves["heldout"].items()},
         curves.get("teacher", {}),
+        curves.get("stages", []),
     )
 
 
