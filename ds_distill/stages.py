@@ -39,8 +39,9 @@ class Span(NamedTuple):
         """Return in words what the stage trains."""
         learnable = self.stage.learnable
         parts = learnable if isinstance(learnable, list) else []
-        layers = ", ".join(str(part) for part in parts if isinstance(part, int))
-        words = [*([f"layers {layers}"] if layers else []), *(part for part in parts if isinstance(part, str))]
+        layers = [str(part) for part in parts if isinstance(part, int)]
+        words = [f"layer{'s' * (len(layers) > 1)} {', '.join(layers)}"] if layers else []
+        words += [part for part in parts if isinstance(part, str)]
         return f"{describe_losses(self.losses)}; trains {' and '.join(words) if parts else 'everything'}" + (
             ", each layer on the teacher's own input" if self.stage.teacher_forced else ""
         )

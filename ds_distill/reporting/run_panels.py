@@ -40,7 +40,7 @@ def term_labels(
         layer_map: The teacher layer that each student layer started from, where it is known.
         clean_fraction: The share of the sequences that are not masked, at which KL does not look.
     """
-    every = "all tokens of masked sequences" if clean_fraction else "all tokens"
+    every = "masked sequences" if clean_fraction else "all tokens"
     tokens = "masked tokens" if losses.kl_tokens == "masked" else every
     kl = TermLabel(
         f"KL divergence from the teacher, T = {losses.temperature:g}, {tokens}",

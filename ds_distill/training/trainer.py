@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -189,7 +190,11 @@ class Trainer:
             self.writer.wait()
             self.log_checkpoint()
             compiled_before = self.step.compiled_before
-            self._use(self.stages.next(span, self.engine), self.state.step)
+            objective = self.stages.next(span, self.engine)
+            # a GPU need not hold two engines; theirs refer to each other in circles
+            del self.engine, self.step, self.objective, self.writer.engine
+            gc.collect()
+            self._use(objective, self.state.step)
             self.step.compiled_before = compiled_before
             self.engine.deepspeed.skipped_steps = self.state.skipped  # it counts those of the whole run
             self.writer.use(self.engine)

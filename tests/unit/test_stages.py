@@ -105,6 +105,6 @@ def test_stages_in_words():
     recipe = Recipe(stages=[Stage(0.5, LAYERS_ONLY, [0, "head"]), Stage(0.5)])
     recipe.check()
     first, second = spans_of(recipe, 1001)
-    assert first.describe() == "steps 1 to 500: 1 × mse; trains layers 0 and head"
+    assert first.describe() == "steps 1 to 500: 1 × mse; trains layer 0 and head"
     assert second.describe() == "steps 501 to 1,001: 5 × KL + 2 × masked LM + 1 × cosine; trains everything"
     assert math.isclose(sum(share for share, _ in recipe.losses_by_share()), 1)
