@@ -13,7 +13,8 @@ from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.losses.teacher_forcing import TeacherForcing
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import get_family
-from ds_distill.models.intermediates import run_encoder
+from ds_distill.models.intermediates import EMBEDDINGS, run_encoder
+from ds_distill.models.learnable import freeze_unreached
 from ds_distill.models.teacher import Targets
 from ds_distill.recipe import Losses
 
@@ -30,8 +31,10 @@ class Objective(nn.Module):
 
     Attributes:
         model: The masked-LM model.
-        vocabulary: Whether a term compares logits. If not, no vector is projected on the vocabulary to train, and the
-            masked-LM head, which no term reaches, is frozen.
+        vocabulary: Whether a term compares logits. If not, no vector is projected on the vocabulary to train.
+        highest: The highest layer of which a term looks at something, from 0; -1 for the embeddings alone. The layers
+            above it, and the masked-LM head without the vocabulary, are frozen: no gradient reaches them, for which
+            ZeRO 3 would wait, and at the other stages an optimizer would still decay them.
         weights: The weight of each term by its name: where the vocabulary counts, "kl" if its weight is
             above 0 and "mlm", then those of `losses.terms.make_matches`. Everything that reports
             losses takes their names and their order from here.
@@ -67,11 +70,6 @@ class Objective(nn.Module):
         self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))
         self.register_load_state_dict_pre_hook(_rename_widen)
         self.vocabulary = losses.need_vocabulary
-        if not self.vocabulary:
-            encoder = {id(parameter) for parameter in self.family.get_encoder(model).parameters()}
-            for parameter in model.parameters():
-                if id(parameter) not in encoder:
-                    parameter.requires_grad_(False)
         self.weights: dict[str, float] = {
             **({"kl": losses.kl} if losses.kl else {}),
             **({"mlm": losses.mlm} if self.vocabulary else {}),
@@ -81,6 +79,11 @@ class Objective(nn.Module):
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites = tuple(dict.fromkeys(teacher for _, teacher in sites))
         self.forcing: TeacherForcing | None = None
+        depth = self.family.dims(model.config).depth
+        looked_at = [-1 if site == EMBEDDINGS else site.layer % depth for site in self.student_sites]
+        self.highest = depth - 1 if self.vocabulary else max(looked_at, default=depth - 1)
+        if self.weights:  # without terms it only evaluates
+            freeze_unreached(model, self.highest, head=self.vocabulary)
 
     def force(self, forcing: TeacherForcing) -> None:
         """Train single layers on the teacher's states; evaluation still runs the whole model."""

@@ -19,8 +19,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ds_distill.distributed.process_group import broadcast_object
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.teacher_forcing import force_teacher
-from ds_distill.models.families import get_family
-from ds_distill.models.intermediates import LAST
 from ds_distill.models.learnable import freeze_all_but
 from ds_distill.recipe import Losses
 from ds_distill.stages import Span, span_at
@@ -114,10 +112,8 @@ class Stages:
             objective, stage = self._make(student, span.losses), span.stage
         except UserError as error:  # it names a key of the losses
             raise UserError(f"{span.key}.{error}") from error
-        depth = get_family(student).dims(student.config).depth
-        looked_at = [depth - 1 if site.layer == LAST else site.layer for site in objective.student_sites]
-        highest = depth - 1 if objective.vocabulary else max(looked_at)
-        freeze_all_but(student, stage.learnable, highest, span.key, head=objective.vocabulary)
+        if isinstance(stage.learnable, list):
+            freeze_all_but(student, stage.learnable, objective.highest, span.key, head=objective.vocabulary)
         if stage.teacher_forced:
             layers = [part for part in stage.learnable if isinstance(part, int)]
             force_teacher(objective, layers, student.config, self._teacher, span.key)
