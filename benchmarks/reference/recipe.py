@@ -19,6 +19,7 @@ def reference_losses(
     *,
     temperature: float = 2.0,
     kl_tokens: str = "all",
+    masked_rows: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (kl, mlm, cosine), each a mean over its tokens, as section 2 of the paper defines them.
 
@@ -29,13 +30,17 @@ def reference_losses(
         attention_mask: [B, L] bool or None.
         temperature: The temperature of the KL.
         kl_tokens: "all" for a KL over all real tokens, "masked" for one over masked tokens only.
+        masked_rows: The sequences that the first two losses look at, because the others are not masked; None for all.
     """
     with torch.no_grad():
         t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     masked = labels >= 0
-    rows = masked if kl_tokens == "masked" else real
+    looked_at = torch.ones_like(labels, dtype=torch.bool)
+    if masked_rows is not None:
+        looked_at[[row for row in range(len(labels)) if row not in masked_rows]] = False
+    rows = masked if kl_tokens == "masked" else real & looked_at
     log_q = F.log_softmax(s.logits[rows].float() / temperature, dim=-1)
     p = F.softmax(t.logits[rows].float() / temperature, dim=-1)
     kl = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
@@ -91,9 +96,10 @@ def reference_step(
     weights=(5.0, 2.0, 1.0),
     max_grad_norm: float = 5.0,
     kl_tokens: str = "all",
+    masked_rows: list[int] | None = None,
 ) -> tuple[float, float, float]:
     """Take one optimizer step on batch = (input_ids, labels, attention_mask); return the three losses before it."""
-    losses = reference_losses(student, teacher, *batch, kl_tokens=kl_tokens)
+    losses = reference_losses(student, teacher, *batch, kl_tokens=kl_tokens, masked_rows=masked_rows)
     sum(w * x for w, x in zip(weights, losses, strict=True)).backward()
     if max_grad_norm:
         nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)

@@ -13,7 +13,7 @@ from ds_distill.data.remote import is_url
 from ds_distill.data.sources import check_inputs, check_weights
 from ds_distill.models.families import FAMILIES
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
-from ds_distill.recipe import Data, Losses, Recipe, Student, Training
+from ds_distill.recipe import Data, Losses, Recipe, Stage, Student, Training
 from ds_distill.utils.errors import UserError, expand_user
 
 SECTIONS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
@@ -28,6 +28,12 @@ def add_recipe(parser) -> None:
     """Add every setting of a recipe, by section."""
     for name, section in SECTIONS.items():
         parser.add_argument(f"--{name}", type=section, default=section())
+    parser.add_argument(
+        "--stages",
+        type=list[Stage],
+        default=[],
+        help="parts of the run with losses and learnable layers of their own, each {share, losses, learnable, …}",
+    )
 
 
 def add_teacher(parser, remark: str = "") -> None:
@@ -81,7 +87,8 @@ def add_unread_teacher(parser) -> None:
 
 def build_recipe(options) -> Recipe:
     """Return the recipe in parsed options."""
-    return Recipe(**{name: build_section(options[name], section) for name, section in SECTIONS.items()})
+    sections = {name: build_section(options[name], section) for name, section in SECTIONS.items()}
+    return Recipe(**sections, stages=list(options.stages or []))
 
 
 def build_section(value: Any, section: Any) -> Any:

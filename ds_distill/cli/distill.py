@@ -67,7 +67,7 @@ def run(options) -> dict:
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
-        choose_losses=options.config is None and recipe.losses == Losses(),
+        choose_losses=options.config is None and recipe.losses == Losses() and not recipe.stages,
     ).details
 
 

@@ -23,7 +23,7 @@ from ds_distill.cli.option_words import COMMON, NONE, shown, type_in_words
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import Match
+from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,6 +59,10 @@ In the tables a dash stands for "none". Numbers must lie within the limits, both
 TERMS = """\
 `losses.match` is a list of entries with these keys. [How to add a loss](dev/adding_a_loss.md) shows where the losses
 are."""
+
+STAGES = """\
+`stages` is a list of entries with these keys: the parts of a run, one after the other, each with an objective of its
+own. [Distill in stages](guide/stages.md) explains them with examples."""
 
 FINETUNE = """\
 These are the settings of `ds-distill finetune`. In a study's plan they stand under `finetune`, too.
@@ -96,6 +100,7 @@ def configuration() -> str:
         parts += [f"## {TITLES[name]}", lead, _settings(name, section)]
         if name == "losses":
             parts += ["## Loss terms", TERMS, _settings("", Match)]
+    parts += ["## Stages", STAGES, _settings("", Stage)]
     parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
     return "\n\n".join(parts) + "\n"
 

@@ -7,7 +7,7 @@ import re
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from ds_distill.recipe import Match
+from ds_distill.recipe import Match, Stage
 
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 NONE = "–"
@@ -29,6 +29,8 @@ def type_in_words(hint: Any) -> str:
         return TYPES[hint]
     if hint is Match:
         return "[loss terms](#loss-terms)"
+    if hint is Stage:
+        return "[stages](configuration.md#stages)"
     if kind is Annotated:
         return parts[1].name
     if kind is Literal:

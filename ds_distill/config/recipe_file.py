@@ -108,18 +108,25 @@ def load_recipe_file(file: Path, source: str, above: tuple[Path, ...] = ()) -> d
     return load_recipe(read_recipe(file, source), source, file.parent, (*above, file.resolve()))
 
 
-def read_settings(sections: dict[str, Any], keys: dict[str, Any], source: str) -> None:
+def read_settings(
+    sections: dict[str, Any], keys: dict[str, Any], source: str, others: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Set the settings that a recipe's keys give; leave the options of commands among the keys unread.
 
     Args:
         sections: The dataclasses to set them in, by section.
         keys: What load_recipe returns.
         source: What an error begins with.
+        others: The types of settings in no section, by key.
+
+    Returns:
+        The values of such settings, by key.
 
     Raises:
         UserError: A key is neither a setting nor an option, or a value is not of its setting's type.
     """
-    hints, attributes = {}, {}
+    hints, attributes = dict(others or {}), {}
+    found: dict[str, Any] = {}
     for name, section in sections.items():
         for attribute, hint in get_type_hints(type(section), include_extras=True).items():
             key = f"{name}.{setting_name(attribute)}"
@@ -131,7 +138,12 @@ def read_settings(sections: dict[str, Any], keys: dict[str, Any], source: str) -
             raise UserError(f"{source}: {unknown_key_message(key, [*hints, *COMMAND_OPTIONS], dashes='')}")
         if value is None and NoneType not in get_args(hints[key]):
             continue  # a key with nothing after it has its default
-        setattr(sections[key.partition(".")[0]], attributes[key], convert(value, hints[key], f"{source}: {key}"))
+        converted = convert(value, hints[key], f"{source}: {key}")
+        if key in attributes:
+            setattr(sections[key.partition(".")[0]], attributes[key], converted)
+        else:
+            found[key] = converted
+    return found
 
 
 def setting_name(attribute: str) -> str:

@@ -21,10 +21,22 @@ if TYPE_CHECKING:
 
 
 class TokenCounts(NamedTuple):
-    """How many real tokens (no padding) and how many masked tokens a global batch has."""
+    """The tokens of a global batch.
+
+    Attributes:
+        real: The real tokens, which are no padding.
+        masked: The masked tokens.
+        clean: The real tokens of sequences that are not masked at all.
+    """
 
     real: int
     masked: int
+    clean: int = 0
+
+    @property
+    def of_masked_sequences(self) -> int:
+        """The real tokens of the sequences that are masked, which are those that a vocabulary loss may look at."""
+        return self.real - self.clean
 
 
 class BatchArrays(NamedTuple):
@@ -36,6 +48,7 @@ class BatchArrays(NamedTuple):
     document_ids: np.ndarray | None
     cu_seqlens: np.ndarray | None
     loss_mask: np.ndarray | None = None
+    masked_rows: np.ndarray | None = None
 
 
 @dataclass
@@ -52,6 +65,8 @@ class Batch:
         shows_mask: [B, L] bool, true where input_ids is [MASK], of held-out batches; else None.
         loss_mask: [B, L] bool, true on the real tokens that the losses count, where some rows only fill
             up the batch; else None, and the losses count all real tokens.
+        masked_rows: [n] long, the rows whose sequences are masked and which the losses count, where some sequences
+            may be clean; else None, and the vocabulary losses look at all rows.
     """
 
     input_ids: Tensor
@@ -61,6 +76,7 @@ class Batch:
     cu_seqlens: Tensor | None = None
     shows_mask: Tensor | None = None
     loss_mask: Tensor | None = None
+    masked_rows: Tensor | None = None
 
     @classmethod
     def from_arrays(cls, arrays: BatchArrays) -> Batch:
@@ -118,19 +134,36 @@ class CollateSpec:
     separator: int | None = None
 
 
-def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, spec: CollateSpec) -> BatchArrays:
-    """Return the masked sequences `entries` [B], padded to the longest.
+def collate(
+    store: TokenDataset,
+    masker: Masker,
+    entries: np.ndarray,
+    epoch: int,
+    spec: CollateSpec,
+    clean: np.ndarray | None = None,
+) -> BatchArrays:
+    """Return the sequences `entries` [B], masked and padded to the longest.
 
     An entry is a sequence's number, plus len(store) for each further copy of it.
+
+    Args:
+        store: The sequences.
+        masker: What masks them.
+        entries: int64 [B].
+        epoch: The epoch, which decides the masks.
+        spec: The rules of a batch.
+        clean: [B] bool, the sequences that are not masked; None where all are masked.
 
     Raises:
         UserError: A file of the store is damaged.
     """
     numbers = entries % len(store)
-    masked = [
-        masker.mask(store.sequence(int(number)), epoch=epoch, block=int(entry))
-        for number, entry in zip(numbers, entries, strict=True)
-    ]
+    looked_at = np.ones(len(entries), bool) if clean is None else ~clean
+    masked = []
+    for number, entry, mask in zip(numbers, entries, looked_at, strict=True):
+        ids = store.sequence(int(number))
+        unmasked = ids.astype(np.int64), np.full(len(ids), IGNORE_INDEX, np.int64)
+        masked.append(masker.mask(ids, epoch=epoch, block=int(entry)) if mask else unmasked)
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
     input_ids, labels = (
@@ -143,7 +176,8 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
         if document_ids is not None:
             ends = ids == spec.separator  # The separator is never masked and never part of a text.
             document_ids[row, : len(ids)] = np.cumsum(ends) - ends
-    store.check_maskable(numbers, (labels != IGNORE_INDEX).sum(1), masker.masked_counts(store.maskable(numbers)))
+    counted = masker.masked_counts(store.maskable(numbers))
+    store.check_maskable(numbers, (labels != IGNORE_INDEX).sum(1), np.where(looked_at, counted, 0))
     padded = lengths.min() < width
     return BatchArrays(
         input_ids,
@@ -151,6 +185,7 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
         np.arange(width) < lengths[:, None] if padded else None,
         document_ids,
         None if document_ids is None else compute_cu_seqlens(document_ids),
+        masked_rows=None if clean is None else np.flatnonzero(looked_at),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ds_distill.data.batch import Batch, BatchArrays, CollateSpec, TokenCounts, collate
+from ds_distill.data.clean import CleanSequences
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.order import EpochOrder
@@ -35,6 +36,7 @@ class BatchLoader:
         weights: As of EpochOrder.
         by_length: As of EpochOrder.
         document_masking: Whether the documents of a packed block cannot see each other.
+        clean_fraction: The share of the sequences that are not masked, others in each epoch.
 
     Raises:
         UserError: If the global batch exceeds the data, or if the weights do not fit the sources.
@@ -53,6 +55,7 @@ class BatchLoader:
         weights: list[float] | None = None,
         by_length: bool = False,
         document_masking: bool = False,
+        clean_fraction: float = 0.0,
     ):
         if min(global_batch_size, micro_batch_size, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(
@@ -64,6 +67,7 @@ class BatchLoader:
         )
         self.steps_per_epoch = self.order.steps_per_epoch
         self.store, self.masker = store, masker
+        self.clean = CleanSequences(seed, clean_fraction) if clean_fraction else None
         self.collate_spec = CollateSpec(
             store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None
         )
@@ -94,7 +98,8 @@ class BatchLoader:
         batches, epoch = [], self.epoch(step)
         for entries in self.rank_entries(step):
             shown = entries if len(entries) else self.get_indices(step)[:1]
-            arrays = collate(self.store, self.masker, shown, epoch, self.collate_spec)
+            clean = None if self.clean is None else self.clean(epoch, shown)
+            arrays = collate(self.store, self.masker, shown, epoch, self.collate_spec, clean)
             batches.append(fill_up(arrays, len(entries), self.shares.rows))
         return batches
 
@@ -111,11 +116,11 @@ class BatchLoader:
 
         The losses are divided by these counts, which need no communication with other ranks.
         """
-        sequences = self.get_indices(step) % len(self.store)
-        return TokenCounts(
-            real=int(self.store.lengths(sequences).sum()),
-            masked=int(self.masker.masked_counts(self.store.maskable(sequences)).sum()),
-        )
+        entries = self.get_indices(step)
+        sequences = entries % len(self.store)
+        lengths, masked = self.store.lengths(sequences), self.masker.masked_counts(self.store.maskable(sequences))
+        clean = np.zeros(len(entries), bool) if self.clean is None else self.clean(self.epoch(step), entries)
+        return TokenCounts(int(lengths.sum()), int(masked[~clean].sum()), int(lengths[clean].sum()))
 
     def prefetch(
         self, first_step: int, last_step: int, *, pin: bool = False, process: bool = False

@@ -49,12 +49,12 @@ class Permutation:
         base, other = self._bases
         left, right = numbers % base, numbers // base  # left is below `base`, and right below `other`
         for key in self._keys:
-            left, right = right, (left + _mix(right + key)) % base
+            left, right = right, (left + mix(right + key)) % base
             base, other = other, base
         return left + right * base
 
 
-def _mix(numbers: np.ndarray) -> np.ndarray:
+def mix(numbers: np.ndarray) -> np.ndarray:
     """Return numbers in which each bit of the given ones has changed every bit with probability one half: uint64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -143,9 +143,9 @@ class _Worker:
 def size_of_step(loader: BatchLoader) -> int:
     """Return the bytes of shared memory that a step of the loader takes at most."""
     positions = loader.shares.rows * loader.store.manifest["sequence_length"]
-    # input_ids, labels and document_ids are int64, token_mask and loss_mask are bool, and cu_seqlens is int32
-    arrays = 3 * 8 * positions + 2 * positions + 4 * max(64, 2 << positions.bit_length())
-    return loader.accumulation * (arrays + 6 * ALIGNMENT)
+    # input_ids, labels, document_ids and masked_rows are int64, token_mask and loss_mask are bool, cu_seqlens is int32
+    arrays = 3 * 8 * positions + 8 * loader.shares.rows + 2 * positions + 4 * max(64, 2 << positions.bit_length())
+    return loader.accumulation * (arrays + len(BatchArrays._fields) * ALIGNMENT)
 
 
 def _environment() -> dict[str, str]:

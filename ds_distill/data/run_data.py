@@ -285,6 +285,7 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, heldout_f
         weights=data.weights,
         by_length=store.manifest["mode"] == "lines",
         document_masking=document_masking,
+        clean_fraction=data.clean_fraction,
     )
     sets = {name: open_heldout(path) for name, path in {"": tokens, **heldout_folders}.items()}
     for part in sets.values():

@@ -78,4 +78,5 @@ def fill_up(batch: BatchArrays, sequences: int, rows: int) -> BatchArrays:
         document_ids=document_ids,
         cu_seqlens=None if document_ids is None else compute_cu_seqlens(document_ids),
         loss_mask=np.repeat(counts, batch.input_ids.shape[1], 1) if token_mask is None else counts & token_mask,
+        masked_rows=None if batch.masked_rows is None else batch.masked_rows[batch.masked_rows < sequences],
     )

@@ -109,7 +109,7 @@ def run(
             lambda folder: distill(recipe, [teacher], tokens, folder, title=DISTILLED, heldout=evaluated),
         )
         plain = copy.deepcopy(recipe)
-        plain.losses = recipe.losses.without_teacher()
+        plain.losses, plain.stages = recipe.losses.without_teacher(), []
         baseline = _run_unless_finished(
             output / "baseline",
             lambda folder: distill(plain, [teacher], tokens, folder, title=BASELINE, heldout=evaluated),

@@ -18,11 +18,10 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
 from ds_distill.estimate.known_models import KnownModel
-from ds_distill.estimate.matches import match_cost
+from ds_distill.estimate.matches import MatchCost, match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
-from ds_distill.losses.objective import Objective
-from ds_distill.losses.terms import make_matches, teacher_sites
+from ds_distill.losses.objective import Objective, sites_of
 from ds_distill.models.ensemble import Ensemble, counterparts
 from ds_distill.models.families import check_positions, get_family
 from ds_distill.models.folder import ModelFolder
@@ -30,14 +29,17 @@ from ds_distill.models.loading import new_model
 from ds_distill.models.precision import common_dtype, teacher_dtype
 from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student, resolve_layers
 from ds_distill.models.teacher import Teacher, needed_part
-from ds_distill.recipe import Recipe, Training
-from ds_distill.training.compile import choose_kernels, rows_of_logits
+from ds_distill.recipe import Losses, Recipe, Training
+from ds_distill.stages import Span, spans_of
+from ds_distill.training.compile import choose_kernels, share_of_logits
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.device import local_device, resolve_dtype
+from ds_distill.training.stages import Stages
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 
+ENOUGH = 10**9  # steps, of which each stage of a recipe has some
 HEADROOM = 0.9  # share of the device's memory that a run may use; allocators keep some for themselves
 # These values for CPUs were measured (python -m benchmarks.training.memory_estimate): thread pools
 # and GEMM buffers, and the share of freed activations that glibc's heap keeps.
@@ -98,26 +100,22 @@ class Estimator:
                 hidden_size=recipe.student.hidden_size,
                 dropout=training.dropout,
             )
-        self.uses_teacher = recipe.losses.need_teacher
-        with torch.device("meta"):
-            matches = make_matches(recipe.losses, student_config, config, self.layer_map, self.configs[1:])
-        self.sites, self.averaged = teacher_sites(matches.values())
+        self.objectives = recipe.losses_by_share()
+        self.uses_teacher = recipe.need_teacher
+        self.sites, self.averaged = sites_of(self._hollow_objectives(student_config))
         self.teachers, self.student = self._build_models(student_config, "meta")
         self.teacher_bytes = sum(map(count_parameters, self.teachers)) * self.teacher_dtype.itemsize
-        if len(self.teachers) > 1 and recipe.losses.kl:  # their decoders are joined, in a copy
+        if len(self.teachers) > 1 and recipe.compares_logits:  # their decoders are joined, in a copy
             widths = sum(get_family(model).get_decoder(model).in_features for model in self.teachers)
             self.teacher_bytes += config.vocab_size * widths * self.teacher_dtype.itemsize
         if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += sum(map(prepacked_bytes, self.teachers))
-        self.matches = match_cost(
-            recipe.losses,
-            student_config,
-            config,
-            self.layer_map,
-            self.length,
-            self.teacher_dtype.itemsize,
-            self.configs[1:],
-        )
+        costs = [
+            (share, match_cost(losses, student_config, config, self.layer_map, self.length, size, self.configs[1:]))
+            for size in [self.teacher_dtype.itemsize]
+            for share, losses in self.objectives
+        ]
+        self.matches = MatchCost(sum(share * cost.flops for share, cost in costs), max(cost.bytes for _, cost in costs))
         self.activations = activation_bytes_fit(
             self.student,
             self.length,
@@ -127,17 +125,31 @@ class Estimator:
             fused_attention=self.device.type == "cuda" or not training.dropout,
         )
 
+    def _make_objective(self, student: PreTrainedModel, losses: Losses) -> Objective:
+        return Objective(student, losses, 1, self.configs[0], self.layer_map, self.configs[1:])
+
+    def _hollow_objectives(self, student: PretrainedConfig) -> list[Objective]:
+        """Return the objective of the run, or of each of its stages, without values of weights."""
+        spans = spans_of(self.recipe, ENOUGH)
+        with torch.device("meta"):
+            model = new_model(student, head=self.recipe.need_vocabulary)
+            if spans:
+                return Stages(spans, model, self.configs[0], self._make_objective).objectives()
+            return [self._make_objective(model, losses) for _, losses in self.objectives]
+
     def _build_models(self, student: PretrainedConfig, device: str) -> tuple[list[PreTrainedModel], PreTrainedModel]:
         """Return what runs of the teachers, and a student, with random weights in fp32."""
-        losses = self.recipe.losses
+        logits = self.recipe.compares_logits
         teachers: list[PreTrainedModel] = []
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.random.default_generator.manual_seed(self.recipe.training.seed)
             for config in self.configs:
-                model = new_model(config, head=bool(losses.kl)).float().eval()
+                model = new_model(config, head=logits).float().eval()
                 sites = self.sites if not teachers else counterparts(self.averaged, self.configs[0], config)
-                teachers.append(needed_part(model, sites, head=bool(losses.kl)) if self.uses_teacher else model)
-            student_model = new_model(student, head=losses.need_vocabulary, attn_implementation="sdpa").float().train()
+                teachers.append(needed_part(model, sites, head=logits) if self.uses_teacher else model)
+            student_model = (
+                new_model(student, head=self.recipe.need_vocabulary, attn_implementation="sdpa").float().train()
+            )
         if self.recipe.training.gradient_checkpointing:
             student_model.gradient_checkpointing_enable()
         return teachers, student_model
@@ -183,22 +195,25 @@ class Estimator:
             micro_batch_size: Sequences per micro-batch.
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
+        spans: list[Span | None] = [*spans_of(self.recipe, ENOUGH)] or [None]
+        seconds = [self._seconds_per_token(micro_batch_size, tokens, span) for span in spans]
+        shares = [share for share, _ in self.objectives]
+        return 1 / sum(share * one for share, one in zip(shares, seconds, strict=True))
+
+    def _seconds_per_token(self, micro_batch_size: int, tokens: float, span: Span | None) -> float:
         teachers, student = self._build_models(self.student.config, "cpu")
-        objective = Objective(
-            student.to(self.device),  # type: ignore[arg-type]  # wrong in transformers
-            self.recipe.losses,
-            1,
-            self.configs[0],
-            self.layer_map,
-            self.configs[1:],
-        )
+        if span is None:
+            objective = self._make_objective(student, self.objectives[0][1])
+        else:
+            objective = Stages([span], student, self.configs[0], self._make_objective).begin(0, None)
+        objective.to(self.device)
         frozen: Teacher | Ensemble | None = None
-        if self.uses_teacher:
+        if objective.losses.need_teacher:
             for model in teachers:
                 model.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
             taught = [Teacher(model) for model in teachers]
             weights = self.recipe.losses.weights_of_teachers(len(taught))
-            frozen = taught[0] if len(taught) == 1 else Ensemble(taught, weights, objective.averaged_sites)
+            frozen = taught[0] if len(taught) == 1 else Ensemble(taught, weights, self.averaged)
         objective.divide_by({site: torch.ones(1, device=self.device) for site in objective.divided_sites})
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(
@@ -208,38 +223,52 @@ class Estimator:
             device=self.device,
         )
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mlm_probability, ids, -100)
+        clean = round(self.recipe.data.clean_fraction * micro_batch_size)
+        labels[micro_batch_size - clean :] = -100
+        masked_rows = torch.arange(micro_batch_size - clean, device=self.device) if clean else None
         objective.to(self.dtype)
         for _ in range(2):
             began = time.perf_counter()
-            counts = TokenCounts(ids.numel(), int((labels >= 0).sum()))
-            targets = frozen.targets(ids, sites=objective.teacher_sites) if frozen else None
-            loss, sums = objective(ids, None, labels, counts, targets)
+            counts = TokenCounts(ids.numel(), int((labels >= 0).sum()), clean * self.length)
+            targets = None
+            if frozen:
+                head = "kl" in objective.weights
+                targets = frozen.targets(ids, sites=objective.teacher_sites, head=head, masked_rows=masked_rows)
+            loss, sums = objective(ids, None, labels, counts, targets, masked_rows=masked_rows)
             loss.backward()
             sums.tolist()
-        return ids.numel() / (time.perf_counter() - began)
+        return (time.perf_counter() - began) / ids.numel()
 
     @property
     def projected(self) -> float:
-        """The share of positions that the student's head runs on: on a GPU all, on a CPU those that a loss needs."""
-        if not self.recipe.losses.need_vocabulary:
-            return 0.0
-        return 1.0 if self.device.type == "cuda" else rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+        """The share of positions that the student's head runs on.
+
+        On a GPU these are all positions of masked sequences, on a CPU those that a loss looks at.
+        """
+        return sum(share * self._projected(losses) for share, losses in self.objectives)
+
+    def _projected(self, losses: Losses) -> float:
+        if self.device.type == "cuda":
+            return float(losses.need_vocabulary) * (1 - self.recipe.data.clean_fraction)
+        return share_of_logits(self.recipe, losses, taught=self.uses_teacher)
 
     @property
     def flops_per_token(self) -> float:
         """The floating-point operations per token of a training step: the teachers' forward, and the student's step."""
-        teachers = 0.0
-        if self.uses_teacher:
-            share = self.projected if self.recipe.losses.kl else 0.0
-            for model in self.teachers:
+        total = self.matches.flops
+        for share, losses in self.objectives:
+            projected = self._projected(losses)
+            total += share * flops_per_token(None, self.student.config, self.length, projected)
+            for model in self.teachers if losses.need_teacher else ():
                 layers = len(get_family(model).get_layers(model))
-                teachers += forward_flops_per_token(model.config, self.length, share, layers)
-        student = flops_per_token(None, self.student.config, self.length, self.projected)
-        return teachers + student + self.matches.flops
+                part = forward_flops_per_token(model.config, self.length, projected if losses.kl else 0.0, layers)
+                total += share * part
+        return total
 
     def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
         """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""
-        models = [(model, 1) for model in self.teachers if self.uses_teacher] + [(self.student, 3)]
+        taught = sum(share for share, losses in self.objectives if losses.need_teacher)
+        models = [(model, taught) for model in self.teachers if taught] + [(self.student, 3.0)]
         passes = [
             (len(get_family(model).get_layers(model)), get_family(model).dims(model.config).width, times)
             for model, times in models
@@ -247,8 +276,7 @@ class Estimator:
         work = Work(
             flops=self.flops_per_token,
             logits=self.student.config.vocab_size
-            * self.projected
-            * (1.0 if self.uses_teacher and self.recipe.losses.kl else 0.5),
+            * sum(share * self._projected(x) * (1.0 if x.kl else 0.5) for share, x in self.objectives),
             layers=sum(depth * times for depth, _, times in passes),
             hidden=sum(depth * width * times for depth, width, times in passes),
         )

@@ -158,8 +158,8 @@ class Work(NamedTuple):
 
     flops: float
     logits: float
-    layers: int
-    hidden: int
+    layers: float
+    hidden: float
 
 
 MEASURED_WORK: Final = Work(628.7e6, 30_522, 12 + 3 * 6, (12 + 3 * 6) * 768)  # BERT-base to DistilBERT at 128 tokens

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 from ds_distill.data.shares import Shares
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
-from ds_distill.estimate.estimate import HEADROOM, Estimator
+from ds_distill.estimate.estimate import ENOUGH, HEADROOM, Estimator
 from ds_distill.estimate.hardware import (
     CPU_LONG,
     CPU_SHORT,
@@ -28,6 +28,7 @@ from ds_distill.estimate.scaling import NETWORK, Exchange, Scale, scale, strong_
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe, Training
+from ds_distill.stages import spans_of
 from ds_distill.utils.errors import UserError
 
 BERT_VOCABULARY = 30_522  # tokens of BERT's uncased tokenizer, in which corpora are counted
@@ -123,7 +124,7 @@ def plan(
         )
     if epoch and epoch.title and first.vocab_size != BERT_VOCABULARY:
         notes.append("The corpus is counted in tokens of BERT's uncased tokenizer; this teacher's makes more or fewer.")
-    for teacher in teachers if recipe.losses.kl else ():
+    for teacher in teachers if recipe.compares_logits else ():
         names = teacher.config.architectures or ["ForMaskedLM"]
         if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
             notes.insert(
@@ -131,6 +132,11 @@ def plan(
                 f"{teacher.title} has no masked-LM head: add one first with `ds-distill pretrain --from`, or distill "
                 "its encoder alone with losses.kl = 0 and losses.mlm = 0.",
             )
+    if recipe.stages:
+        notes.append(
+            "Memory, and a rate that was not measured here, are as if every part of the student always learned."
+        )
+    steps = math.ceil(total_tokens / step_tokens) if total_tokens else None
     estimate = {
         "teacher_parameters": sum(map(count_parameters, estimator.teachers)),
         "student_parameters": student_parameters,
@@ -138,7 +144,11 @@ def plan(
         "tokens_per_step": step_tokens,
         "corpus": epoch and epoch._asdict(),
         "tokens": total_tokens,
-        "steps": math.ceil(total_tokens / step_tokens) if total_tokens else None,
+        "steps": steps,
+        "run_stages": [
+            f"{span.stage.share:.3g} of the steps, {span.describe() if steps else span.describe_work()}"
+            for span in spans_of(recipe, steps or ENOUGH)
+        ],
         "tokens_per_second": round(rate, 1),
         "rate_kind": speed.kind,
         "rate_is": speed.basis,

@@ -22,6 +22,7 @@ def format_plan(estimate: dict) -> str:
         "step": f"{estimate['tokens_per_step']:,} tokens",
         "corpus": f"{estimate['corpus']['tokens']:,} tokens per epoch" if estimate["corpus"] else None,
         "run": f"{estimate['tokens']:,} tokens, {estimate['steps']:,} steps" if estimate["tokens"] else _UNKNOWN,
+        **{f"stage {number}": text for number, text in enumerate(estimate["run_stages"], 1)},
         "rate": (
             f"{estimate['tokens_per_second']:,} tokens/s on {estimate['ranks']} ranks, "
             f"{estimate['tflops_needed']} TFLOP/s ({estimate['rate_kind']})"

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel
 
 from ds_distill.data.run_data import open_run_data
 from ds_distill.distributed.process_group import start_distributed
@@ -16,19 +19,21 @@ from ds_distill.jobs.run_files import (
     keep_model,
 )
 from ds_distill.jobs.teachers_evaluation import evaluate_teachers
-from ds_distill.losses.objective import Objective
+from ds_distill.losses.objective import Objective, sites_of
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_teacher
 from ds_distill.models.student import build_student, count_parameters, find_start, load_start, plan_student
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_one_vocabulary
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Losses, Recipe
 from ds_distill.reporting import provenance
 from ds_distill.reporting.heldout import share_kept
 from ds_distill.run_folder import RunFolder, locked_run_folder
+from ds_distill.stages import spans_of
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.training.trainer import Trainer, explain_training_memory
+from ds_distill.training.stages import Stages
+from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.utils.console import log
 
 
@@ -44,6 +49,7 @@ def distill(
     """Collective: distill a student of `teachers` on prepared tokens.
 
     It starts from the first one. With no term that compares it with them, the same student is trained without them.
+    With data.clean_fraction 1 nothing is masked, and the vocabulary losses are left out.
 
     Args:
         recipe: The recipe.
@@ -58,69 +64,76 @@ def distill(
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
-    losses, first = recipe.losses, teachers[0]
+    logits, head, first = recipe.compares_logits, recipe.need_vocabulary, teachers[0]
     recipe = with_resolved_micro_batch(recipe, teachers, world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
-    check_one_vocabulary(teachers, bool(losses.kl))
+    check_one_vocabulary(teachers, logits)
     for teacher in teachers:
         check_fits_prepared_tokens(store, teacher)
-    sources = [load_teacher(teacher, logits=bool(losses.kl)) for teacher in teachers]
+    sources = [load_teacher(teacher, logits=logits) for teacher in teachers]
     source = sources[0]
     prints = " + ".join(weights_fingerprint(model)[:16] for model in sources)
     inputs = {"data": store.manifest["fingerprint"], "teacher": prints}
     start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
     if start:
-        inputs["student.from"] = weights_fingerprint(load_start(start, head=losses.need_vocabulary))[:16]
-    if not losses.need_vocabulary:
+        inputs["student.from"] = weights_fingerprint(load_start(start, head=head))[:16]
+    if not head:
         inputs["student.head"] = "none"  # earlier versions kept one that no term trained
     with locked_run_folder(
         output,
         recipe.identity() | inputs,
         recipe.training.resume,
-        can_grow=True,
+        "choose another --output" + ", and start from this student with student.from" * bool(recipe.stages),
+        can_grow=not recipe.stages,  # whose ends are shares of a length
     ):
         if finished := finished_before(folder, recipe, loader, held):
             return finished
         t = recipe.training
-        student = build_student(
-            source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=losses.need_vocabulary
-        )
+        if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
+            log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
+        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head)
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
             log(f"student: a copy of {start.name}")
-        elif losses.need_vocabulary and not get_family(source).has_head(source):
+        elif head and not get_family(source).has_head(source):
             log(f"student: {first.name} has no masked-LM head, so the student's is a new one")
         origin = provenance.from_models(
             [teacher.path for teacher in teachers],
             start=start and provenance.name_model(start.path),
             layers=layer_map,
             base_layers=get_family(source).dims(source.config).depth,
-            distilled=losses.need_teacher,
+            distilled=recipe.need_teacher,
             **describe_circumstances(store, world),
         )
         keep_model(student, tokens, folder, origin, first)
-        further = [model.config for model in sources[1:]]
-        objective = Objective(student, losses, world, source.config, layer_map, further)
+        teacher_config, *further = (model.config for model in sources)
+
+        def make(model: PreTrainedModel, losses: Losses) -> Objective:
+            return Objective(model, losses, world, teacher_config, layer_map, further)
+
+        spans = spans_of(recipe, count_steps(recipe, loader))
+        stages = Stages(spans, student, teacher_config, make) if spans else None
+        objective = None if stages else make(student, recipe.trained_losses())
         frozen = None
         teacher_figures: dict[str, float | None] = {}
         # a teacher without the head that the student has cannot be measured as the student is
-        measured = losses.need_teacher and losses.need_vocabulary and all(get_family(x).has_head(x) for x in sources)
-        if losses.need_teacher:
+        measured = recipe.need_teacher and head and all(get_family(x).has_head(x) for x in sources)
+        if recipe.need_teacher:
             teacher_figures["parameters"] = sum(map(count_parameters, sources))
             teacher_figures["forward_mflops_per_token"] = sum(forward_mflops(model, store) for model in sources)
             del source
+            sites, averaged = sites_of(stages.objectives() if stages else [cast(Objective, objective)])
             batch = loader.micro_batches(0)[0]
-            frozen = freeze_teachers(
-                sources, teachers, recipe, batch, device, dtype, objective.teacher_sites, objective.averaged_sites
-            )
+            frozen = freeze_teachers(sources, teachers, recipe, batch, device, dtype, sites, averaged)
         else:
             del source, sources
+        del student
         with explain_training_memory(t):
-            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
+            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title, stages)
             summary = trainer.fit()
             heldout_of_teacher = evaluate_teachers(trainer, teachers) if measured else {}
-        if losses.need_vocabulary:
-            summary["kl_tokens"] = losses.kl_tokens
+        if head:
+            summary["kl_tokens"] = recipe.losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
         summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))

@@ -47,7 +47,7 @@ def freeze_teachers(
     Raises:
         UserError: A hidden state or a logit is NaN or infinite on one of the ranks.
     """
-    head, training = bool(recipe.losses.kl), recipe.training
+    head, training = recipe.compares_logits, recipe.training
     wanted = common_dtype(
         [teacher_dtype(device, dtype, training.teacher_precision, folder.config.dtype) for folder in folders]
     )

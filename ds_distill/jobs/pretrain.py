@@ -19,6 +19,7 @@ from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.trainer import Trainer, explain_training_memory
+from ds_distill.utils.errors import UserError
 
 
 def pretrain(
@@ -45,6 +46,14 @@ def pretrain(
     """
     recipe.check()
     check_micro_batch(recipe)
+    if recipe.stages:
+        raise UserError("stages: pretrain has masked LM alone, in one stage; leave them out")
+    losses = recipe.trained_losses().without_teacher()
+    if not losses.mlm:
+        raise UserError(
+            f"losses.mlm = {recipe.losses.mlm:g}, data.clean_fraction = {recipe.data.clean_fraction:g}: pretrain "
+            "trains with masked LM alone, for which the first must be above 0 and the second below 1"
+        )
     folder = RunFolder(output)
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
@@ -76,7 +85,7 @@ def pretrain(
         circumstances, base = describe_circumstances(store, world), model if isinstance(model, ModelFolder) else None
         origin = provenance.from_model(base.path, **circumstances) if base else provenance.Provenance(**circumstances)
         keep_model(encoder, tokens, folder, origin, base)
-        objective = Objective(encoder, recipe.losses.without_teacher(), world)
+        objective = Objective(encoder, losses, world)
         if t.encoder_learning_rate == 0:
             objective.family.get_encoder(encoder).requires_grad_(False)
         with explain_training_memory(t):

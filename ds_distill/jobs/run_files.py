@@ -21,7 +21,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
-from ds_distill.reporting.run_panels import term_labels
+from ds_distill.reporting.run_panels import labels_of_stages
 from ds_distill.run_folder import RunFolder
 from ds_distill.run_record import write_record
 from ds_distill.training.state import read_heldout_curves
@@ -121,11 +121,11 @@ def export_and_summarize(
     summary["forward_mflops_per_token"] = forward_mflops(trainer.objective.model, trainer.loader.store)
     if is_first():
         curves = {"history": state.history, "heldout": state.heldout} | ({"teacher": teacher} if teacher else {})
+        curves |= {"stages": state.stages} if state.stages else {}
         folder.curves.write_text(json_text(curves) + "\n", encoding="utf-8")
-        losses = trainer.objective.losses
-        loss_plot(
-            state.history, state.heldout, folder.plot, title, labels=term_labels(losses, layer_map), teacher=teacher
-        )
+        objectives = [losses for _, losses in recipe.losses_by_share()]
+        labels = labels_of_stages(objectives, layer_map, recipe.data.clean_fraction)
+        loss_plot(state.history, state.heldout, folder.plot, title, labels=labels, teacher=teacher, stages=state.stages)
         if summary["tokens_per_second"] is not None or not folder.record.is_file():
             # a finished run that is started again keeps the record of its training
             precision = str(trainer.dtype).removeprefix("torch.")

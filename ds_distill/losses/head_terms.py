@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ds_distill.config.losses import Match, Quantity
 from ds_distill.losses.relations import attention_score_mse, ensemble_relation_kl
 from ds_distill.models.intermediates import Site
-from ds_distill.recipe import Match, Quantity
 
 States = Mapping[Site, Tensor]
 Vector = Literal["query", "key", "value"]

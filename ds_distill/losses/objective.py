@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
+from ds_distill.losses.teacher_forcing import TeacherForcing
 from ds_distill.losses.terms import MatchedLoss, make_matches, teacher_sites
 from ds_distill.models.families import get_family
-from ds_distill.models.intermediates import Site, run_encoder
+from ds_distill.models.intermediates import EMBEDDINGS, LAST, Site, run_encoder
+from ds_distill.models.learnable import freeze_unreached
 from ds_distill.models.teacher import Targets
 from ds_distill.recipe import Losses
 
@@ -30,9 +32,13 @@ class Objective(nn.Module):
     Attributes:
         model: The model.
         has_head: Whether it has a masked-LM head. A bare encoder has only the terms that compare what lies inside.
-        weights: The weight of each term by its name: of a masked-LM model "kl" where its weight is above 0, and
-            "mlm"; then those of `losses.terms.make_matches`. Everything that reports losses takes their names
-            and their order from here.
+        vocabulary: Whether a term compares logits. If not, no vector is projected on the vocabulary to train.
+        highest: The highest layer of which a term looks at something, from 0; -1 for the embeddings alone. The layers
+            above it, and the masked-LM head without the vocabulary, are frozen: no gradient reaches them, for which
+            ZeRO 3 would wait, and at the other stages an optimizer would still decay them.
+        weights: The weight of each term by its name: where the vocabulary counts, "kl" if its weight is
+            above 0 and "mlm"; then those of `losses.terms.make_matches`. Everything that reports
+            losses takes their names and their order from here.
         teacher_sites: What the teacher must record.
         averaged_sites: Those of them at which further teachers are recorded too, for terms that average over teachers.
         divided_sites: Of these, the ones whose standard deviations `divide_by` must be given.
@@ -70,9 +76,10 @@ class Objective(nn.Module):
             setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
         self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map, further_teachers))
         self.register_load_state_dict_pre_hook(_rename_widen)
+        self.vocabulary = self.has_head and losses.need_vocabulary
         self.weights: dict[str, float] = {
-            **({"kl": losses.kl} if losses.kl and self.has_head else {}),
-            **({"mlm": losses.mlm} if self.has_head else {}),
+            **({"kl": losses.kl} if losses.kl and self.vocabulary else {}),
+            **({"mlm": losses.mlm} if self.vocabulary else {}),
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
@@ -80,10 +87,29 @@ class Objective(nn.Module):
         self.divided_sites = frozenset[Site]().union(*divided)
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites, self.averaged_sites = teacher_sites(match for _, match in self._matches)
+        self.forcing: TeacherForcing | None = None
+        depth = self.family.dims(model.config).depth
+        looked_at = [-1 if site == EMBEDDINGS else site.layer % depth for site in self.student_sites]
+        self.highest = depth - 1 if self.vocabulary else max(looked_at, default=depth - 1)
+        if self.weights:  # without terms it only evaluates
+            freeze_unreached(model, self.highest, head=self.vocabulary)
+        # Queries, keys and values leave the rest of their layer without a gradient, for which ZeRO 3 would wait: the
+        # output of the highest layer gets one of zeros.
+        end = Site("hidden", LAST if self.highest == depth - 1 else self.highest)
+        self._zeroed = None if self.vocabulary or self.highest < 0 or end in self.student_sites else end
+
+    def force(self, forcing: TeacherForcing) -> None:
+        """Train single layers on the teacher's states; evaluation still runs the whole model."""
+        sites = (teacher for _, match in self._matches for _, teacher in match.sites)
+        self.forcing, self.teacher_sites = forcing, tuple(dict.fromkeys((*sites, *forcing.inputs.values())))
 
     @property
     def _matches(self) -> Any:
         return self.matches.items()
+
+    def named_matches(self) -> list[tuple[str, Any]]:
+        """Return the terms that compare what lies inside, by name."""
+        return list(self._matches)
 
     @property
     def encoder_prefix(self) -> str:
@@ -91,20 +117,18 @@ class Objective(nn.Module):
         return f"model.{self.family.prefix(self.model)}"
 
     def counts_of_terms(self, counts: TokenCounts) -> dict[str, int]:
-        """Return the number of tokens that each term's sum is divided by; at least 1."""
-        return {
-            name: max(
-                1,
-                counts.masked if name == "mlm" or (name == "kl" and self.losses.kl_tokens == "masked") else counts.real,
-            )
-            for name in self.weights
-        }
+        """Return the number of tokens that each term's sum is over, which may be 0."""
+        every = counts.masked if self.losses.kl_tokens == "masked" else counts.of_masked_sequences
+        vocabulary = {"kl": every, "mlm": counts.masked}
+        return {name: vocabulary.get(name, counts.real) for name in self.weights}
 
-    def means(self, sums: Sequence[float], counts: TokenCounts) -> dict[str, float]:
-        """Return the mean of each term over its tokens, from the sums over the global batch."""
-        return {
-            name: value / count for (name, count), value in zip(self.counts_of_terms(counts).items(), sums, strict=True)
-        }
+    def means(self, sums: Sequence[float], counts: TokenCounts) -> dict[str, float | None]:
+        """Return the mean of each term over its tokens, from the sums over the global batch.
+
+        It is None where the batch has no tokens for a term, as for masked LM if all of its sequences are clean.
+        """
+        of_terms = zip(self.counts_of_terms(counts).items(), sums, strict=True)
+        return {name: value / count if count else None for (name, count), value in of_terms}
 
     def forward(
         self,
@@ -115,6 +139,7 @@ class Objective(nn.Module):
         targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        masked_rows: Tensor | None = None,
         document_ids: Tensor | None = None,
         mode: Literal["train", "evaluate"] = "train",
     ) -> tuple[Tensor, Tensor]:
@@ -133,10 +158,13 @@ class Objective(nn.Module):
                 token always sees itself and padding never does.
             labels: [B, L] int64.
             counts: The tokens of the global batch; None to evaluate.
-            targets: The teacher's, or None where no term needs it, such as to evaluate a masked-LM model.
+            targets: The teacher's, or None where no term needs it, such as to evaluate a masked-LM model. Where there
+                is a KL term, they have the decoder's input.
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
+            masked_rows: [n] int64, the sequences that the vocabulary losses look at, of which alone
+                `targets` have the decoder's input; None for all.
             document_ids: [B, L] int, for a batch whose documents do not see each other; else None.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
@@ -145,7 +173,12 @@ class Objective(nn.Module):
             return self._evaluate(hidden, labels)
         if (counts is None and mode == "train") or (targets is None and self.weights.keys() != {"mlm"}):
             raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
-        hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
+        if self.forcing is None or mode == "evaluate":
+            sites = self.student_sites if self._zeroed is None else (*self.student_sites, self._zeroed)
+            hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, sites)
+        else:
+            assert targets is not None  # checked above
+            states = self.forcing(self.model, targets.states, attention_mask, cu_seqlens)
         token_mask = attention_mask if loss_mask is None else loss_mask
         if token_mask is not None and token_mask.dim() == 4:
             token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)
@@ -154,17 +187,20 @@ class Objective(nn.Module):
             return self._evaluate_matches(states, targets, token_mask, document_ids)
         scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
         counts = TokenCounts(*counts)  # type: ignore[misc]  # checked above
-        factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
-        if self.has_head:
-            loss, sums = self._vocabulary_terms(hidden, labels, targets, token_mask, factors)
-        else:
-            # Layers above the highest that is compared get a gradient of zeros, as they do below a head: ZeRO waits
-            # for every parameter's.
-            loss, sums = 0.0 * hidden.flatten()[0].float(), []
+        factors = {
+            name: scale * self.weights[name] / max(1, count) for name, count in self.counts_of_terms(counts).items()
+        }
+        losses: list[Tensor] = []
+        sums: list[Tensor] = []
+        if self.vocabulary:
+            loss, sums = self._vocabulary_terms(hidden, labels, targets, token_mask, masked_rows, factors)
+            losses = [loss]
         for name, matched in self._match_sums(states, targets, token_mask, document_ids).items():
-            loss = loss + matched * factors[name]
+            losses.append(matched * factors[name])
             sums.append(matched.detach())
-        return loss, torch.stack(sums)
+        if self._zeroed is not None and self.forcing is None:
+            losses.append(0.0 * states[self._zeroed].flatten()[0].float())
+        return sum(losses[1:], losses[0]), torch.stack(sums)
 
     def _vocabulary_terms(
         self,
@@ -172,13 +208,17 @@ class Objective(nn.Module):
         labels: Tensor,
         targets: Targets | None,
         token_mask: Tensor | None,
-        factors: dict[str, float],
+        masked_rows: Tensor | None,
+        factors: Mapping[str, float],
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the weighted loss of "kl" and "mlm", and the detached sums of those of them that are terms."""
         taught = targets or Targets({})
-        head = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
+        if masked_rows is not None:
+            # the number of rows is known on the host, so that a GPU is not waited for
+            hidden, labels = hidden.index_select(0, masked_rows), labels.index_select(0, masked_rows)
+            token_mask = None if token_mask is None else token_mask.index_select(0, masked_rows)
         loss, kl_sum, mlm_sum = self.family.get_decoder(self.model)(
-            head,
+            self.family.mlm_transform(self.model, hidden).flatten(0, 1),
             None if taught.decoder_input is None else taught.decoder_input.flatten(0, 1),
             taught.decoder_weight,
             taught.decoder_bias,
@@ -237,6 +277,15 @@ class Objective(nn.Module):
         masked = labels >= 0
         logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked]))
         return judge_guesses(logits, labels[masked])
+
+
+def sites_of(objectives: Iterable[Objective]) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """Return what several objectives need: (of the first teacher, of that what they need of further teachers too)."""
+    every = list(objectives)
+    return (
+        tuple(dict.fromkeys(site for one in every for site in one.teacher_sites)),
+        tuple(dict.fromkeys(site for one in every for site in one.averaged_sites)),
+    )
 
 
 def judge_guesses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

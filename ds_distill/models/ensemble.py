@@ -56,21 +56,28 @@ class Ensemble:
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         sites: Sequence[Site] = (LAST_HIDDEN,),
+        *,
+        head: bool = True,
+        masked_rows: Tensor | None = None,
     ) -> Targets:
         """Return what a student is to match on a batch; the arguments are those of `Teacher.targets`."""
-        first, found = self.teachers[0].config, []
+        first, found, head = self.teachers[0].config, [], head and self.has_head
         for number, teacher in enumerate(self.teachers):
             asked = tuple(site for site in sites if not number or site in self.averaged)
+            if not (asked or head):  # as in a stage that compares hidden states alone
+                found.append(Targets({}))
+                continue
             own = counterparts(asked, first, teacher.config)
-            targets = teacher.targets(input_ids, attention_mask, cu_seqlens, tuple(dict.fromkeys(own)))
+            inside = tuple(dict.fromkeys(own))
+            targets = teacher.targets(input_ids, attention_mask, cu_seqlens, inside, head=head, masked_rows=masked_rows)
             states = {site: targets.states[there] for site, there in zip(asked, own, strict=True)}
             found.append(targets._replace(states=states))
-        hidden = None
-        if self.has_head:
-            inputs = (targets.decoder_input for targets in found)
-            parts = [weight * part for weight, part in zip(self.weights, inputs, strict=True) if part is not None]
-            hidden = torch.cat(parts, dim=-1)
         others = tuple(targets.states for targets in found[1:])
+        if not head:
+            return Targets(found[0].states, others=others, teacher_weights=self.weights)
+        inputs = (targets.decoder_input for targets in found)
+        parts = [weight * part for weight, part in zip(self.weights, inputs, strict=True) if part is not None]
+        hidden = torch.cat(parts, dim=-1)
         return Targets(found[0].states, hidden, self.decoder_weight, self.decoder_bias, others, self.weights)
 
     def assert_frozen(self) -> None:

@@ -29,6 +29,19 @@ class Site(NamedTuple):
 
 LAST_HIDDEN = Site("hidden", LAST)
 HIDDEN = ("hidden", "embeddings")
+EMBEDDINGS = Site("embeddings", 0)
+
+
+def full_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Return a mask of 4 dimensions, [B, 1, L, L] bool, for one of 2.
+
+    transformers asks a mask of 2 dimensions whether it is true everywhere, for which the host waits for a GPU. One of 4
+    dimensions it takes as it is.
+    """
+    if attention_mask is None or attention_mask.dim() != 2:
+        return attention_mask
+    length = attention_mask.shape[1]
+    return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
 
 
 def run_encoder(
@@ -49,11 +62,6 @@ def run_encoder(
         cu_seqlens: As in data.batch, for models.attention; or None.
         sites: The quantities to record.
     """
-    if attention_mask is not None and attention_mask.dim() == 2:
-        # transformers asks a 2-dimensional mask whether it is true everywhere, for which the host waits
-        # for a GPU; a mask of 4 dimensions it takes as it is
-        length = attention_mask.shape[1]
-        attention_mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
     # the first of transformers' hidden states is what enters the first layer
     hidden = {site: site.layer + (site.quantity == "hidden") for site in sites if site.quantity in HIDDEN}
     within = sorted({index for site, index in hidden.items() if site.layer != LAST})
@@ -61,7 +69,7 @@ def run_encoder(
     with Recorder(model, [site for site in sites if site not in hidden]) as recorder:
         output = get_family(model).get_encoder(model)(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=full_mask(attention_mask),
             **options,
             **({"output_hidden_states": within} if within else {}),
         )

@@ -22,7 +22,7 @@ class Targets(NamedTuple):
 
     Attributes:
         states: [B, L, H] for each recorded site; of several teachers those of the first.
-        decoder_input: [B, L, E], the decoder's input; None of a teacher without a masked-LM head.
+        decoder_input: [n, L, E], the decoder's input; None where no logits are wanted.
         decoder_weight: [V, E], the teacher's own storage, not a copy; None where decoder_input is.
         decoder_bias: [V], or None.
         others: Of each further teacher, the states that a term averages over teachers, by the first one's sites.
@@ -68,6 +68,9 @@ class Teacher:
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         sites: Sequence[Site] = (LAST_HIDDEN,),
+        *,
+        head: bool = True,
+        masked_rows: Tensor | None = None,
     ) -> Targets:
         """Return what a student is to match on a batch.
 
@@ -79,6 +82,8 @@ class Teacher:
             cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
                 models.varlen_attention.
             sites: What to record.
+            head: Whether the student is to match logits too.
+            masked_rows: [n] int64, the sequences whose logits are wanted; None for all.
 
         Raises:
             ValueError: L > max_positions.
@@ -88,8 +93,9 @@ class Teacher:
                 f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
             )
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, sites)
-        if not self.has_head:
+        if not (head and self.has_head):
             return Targets(states)
+        hidden = hidden if masked_rows is None else hidden.index_select(0, masked_rows)
         return Targets(states, self._family.mlm_transform(self.model, hidden), self.decoder_weight, self.decoder_bias)
 
     @property

@@ -20,6 +20,7 @@ from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
 from ds_distill.models.student import check_tied, find_start, load_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Recipe
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -39,16 +40,20 @@ def check_teachers_fit(
     Raises:
         UserError: Something does not fit.
     """
-    first, logits = teachers[0], bool(recipe.losses.kl)
+    first, logits = teachers[0], recipe.compares_logits
     for teacher in teachers:
         teacher.check_files()
     recipe.losses.weights_of_teachers(len(teachers))
     layer_map, config = plan_student(first.config, **asdict(recipe.student), dropout=recipe.training.dropout)
     further = [teacher.config for teacher in teachers[1:]]
-    matches = make_matches(recipe.losses, config, first.config, layer_map, further)
     check_one_vocabulary(teachers, logits)
-    averaged = logits or any(match.averages_teachers for match in matches.values())
-    if len(teachers) > 1 and recipe.losses.need_teacher and not averaged:
+    if recipe.stages:
+        objectives = objectives_of_stages(recipe, config, layer_map, [teacher.config for teacher in teachers])
+        matches = [match for objective in objectives for _, match in objective.named_matches()]
+    else:
+        matches = list(make_matches(recipe.losses, config, first.config, layer_map, further).values())
+    averaged = logits or any(match.averages_teachers for match in matches)
+    if len(teachers) > 1 and recipe.need_teacher and not averaged:
         raise UserError(
             f"{teachers[1].title} teaches nothing: losses.kl is 0, and hidden states are compared with those of the "
             "first teacher alone; give one teacher, set losses.kl above 0, or match relations"
@@ -59,7 +64,7 @@ def check_teachers_fit(
     if recipe.student.from_ is not None:
         start = find_start(recipe.student.from_).check_files()
         check_reads_tokens(start, recipe, tokens, tokenizer or first.path)
-        load_start(start, head=recipe.losses.need_vocabulary, hollow=True)
+        load_start(start, head=recipe.need_vocabulary, hollow=True)
 
 
 def check_teachers_complete(teachers: Sequence[ModelFolder], recipe: Recipe) -> None:
@@ -67,13 +72,13 @@ def check_teachers_complete(teachers: Sequence[ModelFolder], recipe: Recipe) -> 
 
     All values of their weights are read.
     """
-    losses, student = recipe.losses, recipe.student
+    student = recipe.student
     for number, teacher in enumerate(teachers):
-        model = load_teacher(teacher, logits=bool(losses.kl))
-        if number == 0 and losses.need_vocabulary and student.from_ is None and student.init_layers != "random":
+        model = load_teacher(teacher, logits=recipe.compares_logits)
+        if number == 0 and recipe.need_vocabulary and student.from_ is None and student.init_layers != "random":
             check_tied(model)  # the student starts from its word embeddings
     if student.from_ is not None:
-        load_start(find_start(student.from_), head=losses.need_vocabulary)
+        load_start(find_start(student.from_), head=recipe.need_vocabulary)
 
 
 def check_one_vocabulary(teachers: Sequence[ModelFolder], logits: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -155,7 +155,7 @@ def model_card(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
         + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n"
-        + _training(origin)
+        + _training(origin, _objective(recipe))
         + f"## Data\n\nFingerprint: `{fingerprint}`\n\n"
         + _limitations(origin, f"Nothing but {measured} was measured: no task, and no other text.")
         + "## Recipe\n\n```json\n"
@@ -282,9 +282,23 @@ def _usage(kind: str, pooler: bool = False) -> str:
     return f"## Use\n\n```python\n{code}```\n\n"
 
 
-def _training(origin: Provenance) -> str:
+def _objective(recipe: dict) -> list[str]:
+    """Return sentences on what a run was trained to do, beyond the usual, from its recipe as a dict."""
+    clean, stages = recipe.get("data", {}).get("clean_fraction"), recipe.get("stages", [])
+    remarks = (
+        [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
+    )
+    if stages:
+        shares = ", ".join(f"{stage['share']:.3g}" for stage in stages)
+        remarks.append(
+            f"It was trained in {len(stages)} stages with these shares of the steps: {shares}. See the recipe."
+        )
+    return remarks
+
+
+def _training(origin: Provenance, remarks: Sequence[str] = ()) -> str:
     """Return the section on how the model was made; empty where nothing is known."""
-    lines = []
+    lines = [f"- {remark}" for remark in remarks]
     if origin.base and origin.base_layers:
         role = "teacher" if origin.distilled else "model that it was made from"
         if origin.layers is not None:

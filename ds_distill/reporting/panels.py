@@ -54,6 +54,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A vertical line of a panel: its place on the horizontal axis, its label, and the number of its color."""
+
+    place: float
+    label: str
+    look: int = 0
+
+
+@dataclass(frozen=True)
 class Panel:
     """A plot of one quantity over tokens or steps.
 
@@ -65,6 +74,7 @@ class Panel:
         level_label: The level's name in the legend.
         across: The label of the horizontal axis.
         falls: Whether the quantity is a distance above 0, whose axis may be logarithmic.
+        marks: Vertical lines.
     """
 
     title: str
@@ -74,6 +84,7 @@ class Panel:
     level_label: str = "teacher's level"
     across: str = "training tokens"
     falls: bool = False
+    marks: Sequence[Mark] = ()
 
 
 def mean_points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
@@ -149,6 +160,12 @@ def _draw(axes, panel: Panel) -> None:
         _draw_line(axes, line, scale)
     if panel.level is not None:
         axes.axhline(panel.level, color="black", linewidth=1.3, linestyle=(0, (7, 4)), label=panel.level_label)
+    for mark in panel.marks:
+        look = {"color": COLORS[mark.look % len(COLORS)][0]}
+        axes.axvline(mark.place / scale, linewidth=1, linestyle=(0, (1, 2)), zorder=1, **look)
+        place: dict[str, Any] = {"xy": (mark.place / scale, 1), "xycoords": ("data", "axes fraction")}
+        offset: dict[str, Any] = {"xytext": (2, -2), "textcoords": "offset points"}
+        axes.annotate(mark.label, **place, **offset, rotation=90, va="top", fontsize=7, **look)
     numbers = [value for line in panel.lines for value in line.values if value is not None]
     if panel.falls and numbers and min(numbers) > 0 and max(numbers) > LOGARITHMIC_FROM * min(numbers):
         axes.set_yscale("log")
@@ -249,4 +266,5 @@ def _describe(panel: Panel) -> str:
             parts.append(f"{line.label}: {values[0]:.4g} at first, {values[-1]:.4g} at last")
     if panel.level is not None:
         parts.append(f"{panel.level_label}: {panel.level:.4g}")
+    parts += [f"{mark.label} begins at {mark.place:,.0f} {panel.across}" for mark in panel.marks]
     return "; ".join(parts)

@@ -17,6 +17,7 @@ def loss_plot(
     *,
     labels: Mapping[str, TermLabel] | None = None,
     teacher: Mapping[str, Mapping[str, Any]] | None = None,
+    stages: list | None = None,
 ) -> None:
     """Write a PNG of a run's training and held-out losses, its held-out accuracy and its other terms over tokens.
 
@@ -28,8 +29,9 @@ def loss_plot(
         title: The title of the figure.
         labels: The terms in words, from `term_labels`; without them they are shown by their names.
         teacher: The teacher's held-out figures by the name of the set, which are drawn as a horizontal line.
+        stages: {stage, step, tokens} for each stage of the run, whose beginnings are marked.
     """
-    write_png(run_panels(history, heldout, labels or term_labels(Losses()), teacher or {}), path, title)
+    write_png(run_panels(history, heldout, labels or term_labels(Losses()), teacher or {}, stages or []), path, title)
 
 
 def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> list[Panel]:

@@ -13,7 +13,7 @@ from ds_distill.reporting.pages import Card, Section, write_html
 from ds_distill.reporting.panels import MOST_POINTS, Line, Panel, limits_after_start
 from ds_distill.reporting.run_cards import NBSP, make_cards, percent
 from ds_distill.reporting.run_details import make_detail_sections, make_footer
-from ds_distill.reporting.run_panels import heldout_panels, term_labels, training_panels
+from ds_distill.reporting.run_panels import heldout_panels, labels_of_stages, training_panels
 from ds_distill.reporting.run_rows import (
     Row,
     TeacherFigures,
@@ -273,16 +273,22 @@ def _figure_sections(
     trained = [run for run in trained if run.curves.history]
     if trained:
         levels = [teacher.heldout for teacher in teachers.values() if teacher.compares]
-        heldout = heldout_panels({run.label: run.curves.heldout for run in trained}, levels[0] if levels else {})
+        stages = {run.label: run.curves.stages for run in trained}
+        curves = {run.label: run.curves.heldout for run in trained}
+        heldout = heldout_panels(curves, levels[0] if levels else {}, stages=stages)
         bars = any(error is not None for panel in heldout for line in panel.lines for error in line.errors)
         text = "A curve that begins far from the others enters from the edge. " * any(map(limits_after_start, heldout))
         text += "Bars are one standard error." * bars
         sections.append(Section("Held-out loss and accuracy", text, panels=heldout))
         terms = {
-            run.label: (run.curves.history, term_labels(run.losses, run.record.get("layer_map"))) for run in trained
+            run.label: (
+                run.curves.history,
+                labels_of_stages(run.objectives, run.record.get("layer_map"), run.clean_fraction),
+            )
+            for run in trained
         }
         text = f"{POINTS} Terms that differ in layers or settings have panels of their own."
-        sections.append(Section("Training losses", text, panels=training_panels(terms)))
+        sections.append(Section("Training losses", text, panels=training_panels(terms, stages)))
     panels = [panel for run in tuned if (panel := _tuning_panel(run))]
     if panels:
         sections.append(Section("Losses of fine-tuning", panels=panels))

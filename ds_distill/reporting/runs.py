@@ -60,21 +60,32 @@ class Run:
         return "training without the teacher" if "teacher" in self.identity else "pretraining"
 
     @property
-    def losses(self) -> Losses:
-        """The run's losses."""
+    def objectives(self) -> list[Losses]:
+        """The losses of each of the run's stages; of a run without stages, its losses."""
+        return [self._losses(stage["losses"]) for stage in self.identity.get("stages") or [{"losses": {}}]]
+
+    def _losses(self, changes: dict[str, Any]) -> Losses:
+        """Return the recipe's losses with changes, without those that had no tokens, as no sequence was masked."""
         given = {
             field.name: self.identity[f"losses.{field.name}"]
             for field in fields(Losses)
             if f"losses.{field.name}" in self.identity
         }
-        return Losses(**given | {"match": [Match(**match) for match in given.get("match") or []]})
+        given |= changes
+        losses = Losses(**given | {"match": [Match(**match) for match in given.get("match") or []]})
+        return losses.without_vocabulary() if self.clean_fraction == 1 else losses
+
+    @property
+    def clean_fraction(self) -> float:
+        """The share of the training sequences that were not masked."""
+        return self.identity.get("data.clean_fraction", 0.0)
 
     @property
     def has_teacher(self) -> bool:
         """Whether a term of the run's loss compares the model with a teacher."""
         if self.is_finetuning:
             return bool(self.summary.get("teacher"))
-        return "teacher" in self.identity and self.losses.need_teacher
+        return "teacher" in self.identity and any(losses.need_teacher for losses in self.objectives)
 
     def compares_with(self, other: Run) -> bool:
         """Return whether both runs were evaluated on the same held-out tokens under the same masks."""

@@ -367,8 +367,8 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
                 check_teachers_fit(teachers, recipe)
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-            student, losses = recipe.student, recipe.losses
-            recipes[student.from_, student.init_layers == "random", bool(losses.kl), losses.need_vocabulary] = recipe
+            starts = recipe.student.from_, recipe.student.init_layers == "random"
+            recipes[*starts, recipe.compares_logits, recipe.need_vocabulary] = recipe
         for recipe in recipes.values():  # those that ask for the same weights need one look
             check_teachers_complete(teachers, recipe)
 

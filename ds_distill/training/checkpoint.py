@@ -36,12 +36,17 @@ CHUNK = 2**24
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the published checkpoints in `folder`, by optimizer step, oldest first."""
     found = {
-        int(path.name.removeprefix("step-")): path
+        step_of(path): path
         for path in folder.glob("step-*")
         # a link that leads nowhere is a checkpoint that is missing
         if path.name.removeprefix("step-").isdecimal() and not path.is_file()
     }
     return dict(sorted(found.items()))
+
+
+def step_of(path: Path) -> int:
+    """Return the optimizer step of a published checkpoint."""
+    return int(path.name.removeprefix("step-"))
 
 
 def read_manifest(path: Path) -> dict:
@@ -153,12 +158,19 @@ def _find_damage_together(path: Path) -> str | None:
 
 
 def resume(engine: Engine, folder: Path) -> dict | None:
-    """Collective: restore the engine from the newest sound checkpoint in `folder`.
-
-    A damaged checkpoint is set aside, a line reports it, and the one before is used.
+    """Collective: restore the engine from the newest sound checkpoint in `folder`, as `find_sound` finds it.
 
     Returns:
         The state that was given to `save`, or None where there is no checkpoint.
+    """
+    path = find_sound(folder)
+    return None if path is None else load(engine, path)
+
+
+def find_sound(folder: Path) -> Path | None:
+    """Collective: return the newest sound checkpoint in `folder`; None where there is no checkpoint.
+
+    A damaged checkpoint is set aside, a line reports it, and the one before is used.
 
     Raises:
         UserError: All checkpoints are damaged.
@@ -168,7 +180,7 @@ def resume(engine: Engine, folder: Path) -> dict | None:
     for path in reversed(checkpoints):
         problem = _find_damage_together(path)
         if problem is None:
-            return load(engine, path)
+            return path
         run_on_rank0(functools.partial(_set_aside, path, problem))
     if problem:
         raise UserError(

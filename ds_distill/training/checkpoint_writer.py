@@ -135,14 +135,18 @@ class CheckpointWriter:
             folder: The folder of the checkpoints.
             keep: How many checkpoints to keep.
         """
-        self.engine, self.folder, self.keep = engine, folder, keep
+        self.folder, self.keep = folder, keep
         self._is_first = torch.distributed.get_rank() == 0
-        self._memory = MemoryCheckpointEngine(engine.deepspeed._config)
-        engine.deepspeed.checkpoint_engine = self._memory
+        self.use(engine)
         self._writing: Future[Facts] | None = None
         self._publishing: Future[Saved | None] | None = None
         self._manifest: dict[str, Any] = {}
         self._began = 0.0
+
+    def use(self, engine: Engine) -> None:
+        """Have an engine save through this writer, in place of one before; nothing may be left in the background."""
+        self.engine, self._memory = engine, MemoryCheckpointEngine(engine.deepspeed._config)
+        engine.deepspeed.checkpoint_engine = self._memory
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """Collective: take a snapshot and begin to write it, after the checkpoint before it is published.

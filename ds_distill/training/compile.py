@@ -17,7 +17,7 @@ from ds_distill.losses.terms import MatchedLoss
 from ds_distill.models.ensemble import Ensemble
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Recipe, Training
+from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.training.interrupt import blocked_signals
 from ds_distill.utils.console import log
 
@@ -62,11 +62,17 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
-    """Return how many of `tokens` are projected on the vocabulary for a loss."""
-    if not recipe.losses.need_vocabulary:
+    """Return how many of `tokens`, in the whole run, are projected on the vocabulary for a loss."""
+    shares = (share * share_of_logits(recipe, losses, taught) for share, losses in recipe.losses_by_share())
+    return tokens * sum(shares)
+
+
+def share_of_logits(recipe: Recipe, losses: Losses, taught: bool) -> float:
+    """Return the share of the tokens that are projected on the vocabulary for these losses, of the run or a stage."""
+    if not losses.need_vocabulary:
         return 0.0
-    taught = taught and bool(recipe.losses.kl)
-    return tokens if taught and recipe.losses.kl_tokens == "all" else tokens * recipe.data.mlm_probability
+    every = taught and losses.kl and losses.kl_tokens == "all"
+    return (1.0 if every else recipe.data.mlm_probability) * (1 - recipe.data.clean_fraction)
 
 
 def seconds_saved(

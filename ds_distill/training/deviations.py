@@ -74,7 +74,7 @@ def measure_deviations(
     with without_compilation(), progress(None, "teacher's deviations", "batch") as bar:
         for batch in _first_batches(loader):
             batch = batch.to(device)
-            states = teacher.targets(batch.input_ids, batch.attention_mask, None, sites).states
+            states = teacher.targets(batch.input_ids, batch.attention_mask, None, sites, head=False).states
             counted = _counted(batch)
             for site in sites:
                 real = (states[site].flatten(0, 1) if counted is None else states[site][counted]).double()

@@ -45,6 +45,7 @@ class Engine:
         total_steps: int,
         device: torch.device,
         dtype: torch.dtype,
+        first_step: int = 0,
         leave_out: tuple[str, ...] = (),
     ):
         """Collective: make the engine, in training mode.
@@ -53,9 +54,10 @@ class Engine:
             module: The Objective, fp32 on the CPU.
             training: The recipe's training section.
             accumulation: The micro-batches per optimizer step.
-            total_steps: The optimizer steps of the whole run.
+            total_steps: The optimizer steps that the learning rate's schedule spans.
             device: The device of the run.
             dtype: The number format of the run.
+            first_step: The first of these steps that this engine takes.
             leave_out: Keys of the DeepSpeed JSON to leave out, dotted within zero_optimization.
                 Monitors are an example, since they write as soon as they are made.
         """
@@ -85,7 +87,9 @@ class Engine:
             self.deepspeed, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,
-                lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
+                lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(
+                    wrapped, lambda step: factor(first_step + step)
+                ),
                 config=config,
             )
         plain = dtype == torch.float32 and not self.deepspeed.zero_optimization()

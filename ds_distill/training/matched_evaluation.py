@@ -34,7 +34,7 @@ def evaluate_matches(
 
     def measure(batch: Batch) -> Tensor:
         inputs = batch.input_ids, batch.attention_mask
-        targets = teacher.targets(*inputs, sites=objective.teacher_sites)
+        targets = teacher.targets(*inputs, sites=objective.teacher_sites, head=False)
         masks = {"loss_mask": batch.loss_mask, "document_ids": batch.document_ids}
         _, sums = run(*inputs, batch.labels, targets=targets, **masks, mode="evaluate")
         counted = batch.token_mask if batch.loss_mask is None else batch.loss_mask

@@ -83,11 +83,13 @@ class Metrics:
         self._seconds = began - self._began
         self.throughput.add(state.tokens - self._tokens, result.data_wait, compiling)
         self._tokens, rate = state.tokens, self.throughput.tokens_per_second
+        losses = {name: value for name, value in result.losses.items() if value is not None}
         self._trackers.log(
             {
                 "loss/total": result.loss,
-                **{f"loss/{name}": value for name, value in result.losses.items()},
+                **{f"loss/{name}": value for name, value in losses.items()},
                 "train/lr": learning_rate,
+                **({"train/stage": state.stages[-1]["stage"]} if state.stages else {}),
                 "train/grad_norm": result.grad_norm,
                 "train/tokens_per_second": rate,
                 "train/data_wait_share": self.throughput.data_wait_share,
@@ -97,7 +99,7 @@ class Metrics:
             },
             state.step,
         )
-        terms = (f"{name} {value:.3f}" for name, value in result.losses.items())
+        terms = (f"{name} {value:.3f}" for name, value in losses.items())
         self._bar.show(
             f"loss {result.loss:.3f}",
             f"{rate:,.0f} tok/s",

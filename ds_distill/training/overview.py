@@ -39,7 +39,8 @@ def overview(trainer: Trainer) -> dict[str, str]:
     mean = tokens["train"] / max(1, manifest["blocks"]["train"]) if lines else length
     steps, batch = trainer.total_steps, loader.global_batch_size
     epochs = steps / loader.steps_per_epoch
-    labels = term_labels(trainer.objective.losses)
+    clean = trainer.recipe.data.clean_fraction
+    labels = term_labels(trainer.objective.losses, clean_fraction=clean)
     return {
         **lines_of_models,
         "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
@@ -53,8 +54,9 @@ def overview(trainer: Trainer) -> dict[str, str]:
         ),
         "steps": f"{steps:,}, each on {batch:,} sequences of {'up to ' * lines}{length} tokens; "
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
+        + (f"; {clean:.0%} of the sequences without masks" if clean else "")
         + (f"; resuming at step {done:,}" if done else ""),
-        **({"loss": labels["loss"].title} if "loss" in labels else {}),
+        **(_describe_stages(trainer) if trainer.stages else {"loss": labels["loss"].title} if "loss" in labels else {}),
         "ETA": f"{steps - done:,} steps to go; the time is known after the first few"
         if done < steps
         else "all steps done",
@@ -69,6 +71,11 @@ def _describe(model: PreTrainedModel) -> str:
     if layers < family.dims(model.config).depth:
         text += f" up to layer {layers - 1}, the highest that is compared"
     return text + ("" if family.has_head(model) else ", without a masked-LM head")
+
+
+def _describe_stages(trainer: Trainer) -> dict[str, str]:
+    spans = trainer.stages.spans if trainer.stages else []
+    return {f"stage {span.number}": span.describe() for span in spans}
 
 
 def _name(dtype: torch.dtype) -> str:

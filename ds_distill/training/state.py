@@ -31,7 +31,7 @@ class StepResult:
 
     Attributes:
         loss: The weighted loss over the global batch.
-        losses: The mean of each term over its tokens, in nats where it is an entropy.
+        losses: The mean of each term over its tokens, in nats where it is an entropy; None where it had no tokens.
         grad_norm: The norm of the global gradient before clipping, or None where it was not computed.
         skipped: Whether the step was skipped because a gradient was not finite.
         stop: Whether a rank was asked to end the run.
@@ -44,7 +44,7 @@ class StepResult:
     """
 
     loss: float
-    losses: dict[str, float]
+    losses: dict[str, float | None]
     grad_norm: float | None
     skipped: bool
     stop: bool
@@ -64,7 +64,10 @@ class TrainState:
         step: The optimizer steps that are done.
         tokens: The real tokens trained on; those of skipped steps do not count.
         skipped: The skipped steps.
-        history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite.
+        history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite. A term
+            without tokens in a step is absent from its row.
+        stages: Rows {stage, step, tokens} of the stages that have begun: their numbers, and the steps and tokens that
+            were done before. Empty where the run has no stages.
         heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
             earlier versions have mlm_loss and mlm_accuracy only.
         deviations: The teacher's standard deviation of each dimension, by the name of a site, see `deviations.py`.
@@ -76,6 +79,7 @@ class TrainState:
     history: list[Row] = field(default_factory=list)
     heldout: dict[str, list[Row]] = field(default_factory=dict)
     deviations: dict[str, list[float]] = field(default_factory=dict)
+    stages: list[Row] = field(default_factory=list)
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> TrainState:
@@ -87,6 +91,7 @@ class TrainState:
             thin([_row(row, HISTORY_COLUMNS) for row in saved["history"]]),
             {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in saved["heldout"].items()},
             saved.get("deviations", {}),  # earlier versions measured none
+            saved.get("stages", []),  # earlier versions had none
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,9 +108,14 @@ class TrainState:
         values = {"loss": result.loss, **result.losses}
         self.history.append(
             {"step": self.step, "tokens": self.tokens}
-            | {name: value if math.isfinite(value) else None for name, value in values.items()}
+            | {name: value if math.isfinite(value) else None for name, value in values.items() if value is not None}
         )
         self.history = thin(self.history)
+
+    def begin_stage(self, number: int) -> None:
+        """Note that a stage begins, unless that was noted before."""
+        if not self.stages or self.stages[-1]["stage"] != number:
+            self.stages.append({"stage": number, "step": self.step, "tokens": self.tokens})
 
     def was_evaluated(self, name: str) -> bool:
         """Return whether the held-out set `name` has been evaluated at this step."""
@@ -142,11 +152,12 @@ def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
 
 
 class Curves(NamedTuple):
-    """What curves.json has: rows of steps, held-out rows by the name of the set, and the teacher's figures on them."""
+    """What curves.json has: rows of steps, held-out rows by the name of the set, the teacher's figures, and stages."""
 
     history: list[Row]
     heldout: dict[str, list[Row]]
     teacher: dict[str, Row]
+    stages: list[Row] = []
 
 
 def read_curves(run: Path) -> Curves:
@@ -160,6 +171,7 @@ def read_curves(run: Path) -> Curves:
         [_row(row, HISTORY_COLUMNS) for row in curves.get("history", [])],
         {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in curves["heldout"].items()},
         curves.get("teacher", {}),
+        curves.get("stages", []),
     )
 
 

@@ -4,6 +4,7 @@ The step is compiled where that pays.
 """
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.models.varlen_attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.recipe import Recipe
+from ds_distill.stages import Span
 from ds_distill.training.compile import choose_kernels, compile_seconds_so_far
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.engine import Engine
@@ -44,12 +46,13 @@ class Step:
         documents: bool,
         device: torch.device,
         dtype: torch.dtype,
+        span: Span | None = None,
     ):
         """Collective: choose the kernels and make the engine.
 
         Args:
             objective: The student with its losses.
-            teacher: The teacher, or None for masked-LM only.
+            teacher: The teacher, or None where no term of the run compares the student with one.
             recipe: The recipe.
             steps: The steps of the whole run. The schedule ends with them, and compiling has to pay
                 off within them.
@@ -59,11 +62,12 @@ class Step:
                 see each other.
             device: The device of the run.
             dtype: The number format of the run.
+            span: The stage whose steps it takes; None in a run without stages.
         """
         t, ranks = recipe.training, torch.distributed.get_world_size()
         tokens, stage = steps * t.global_batch_size * length / ranks, resolve_zero_config(t, dtype)["stage"]
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
-        self._compiled_before = compile_seconds_so_far() if compiled else None
+        self.compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *(teacher.models if teacher is not None else ()))
         self.varlen = documents and all(
             varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models
@@ -72,15 +76,22 @@ class Step:
             use_varlen_attention(model)
         if t.gradient_checkpointing:
             objective.model.gradient_checkpointing_enable()
-        self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
-        self.engine = Engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
-        self.sites = objective.teacher_sites
+        self.teacher = teacher if objective.losses.need_teacher else None
+        self.device, self.seed, self.rank = device, t.seed, torch.distributed.get_rank()
+        first = 0
+        if span is not None:
+            t = replace(t, learning_rate=span.stage.learning_rate or t.learning_rate)
+            steps, first = (span.end - span.first, 0) if t.stage_schedule == "stage" else (steps, span.first)
+        self.engine = Engine(
+            objective, t, accumulation=accumulation, total_steps=steps, first_step=first, device=device, dtype=dtype
+        )
+        self.sites, self.teaches_logits = objective.teacher_sites, "kl" in objective.weights
         self.own_time, self.gathers = OwnTime(device), stage == 3  # the student's forward waits for others at stage 3
 
     @property
     def compile_seconds(self) -> float | None:
         """The seconds compiling has taken so far, including reading its cache; None where nothing is compiled."""
-        return None if self._compiled_before is None else compile_seconds_so_far() - self._compiled_before
+        return None if self.compiled_before is None else compile_seconds_so_far() - self.compiled_before
 
     def __call__(self, step: int, batches: list[Batch], counts: TokenCounts) -> tuple[list[torch.Tensor], float | None]:
         """Take one optimizer step on this rank's micro-batches.
@@ -101,11 +112,14 @@ class Step:
             inputs = batch.input_ids, batch.attention_mask
             cu_seqlens = batch.cu_seqlens if self.varlen else None
             with self.own_time.measure():
-                targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
+                targets = None
+                if self.teacher is not None:
+                    targets = self.teacher.targets(
+                        *inputs, cu_seqlens, self.sites, head=self.teaches_logits, masked_rows=batch.masked_rows
+                    )
             with contextlib.nullcontext() if self.gathers else self.own_time.measure():
-                loss, terms = self.engine(
-                    *inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask, batch.document_ids
-                )
+                masks = batch.loss_mask, batch.masked_rows, batch.document_ids
+                loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, *masks)
             sums.append(terms)
             self.engine.backward(loss)
             norm = self.engine.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -29,9 +30,10 @@ from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.overview import overview
 from ds_distill.training.rank_times import RankTimes
 from ds_distill.training.recurring import Recurring
+from ds_distill.training.stages import Stages
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
-from ds_distill.utils.console import log_header
+from ds_distill.utils.console import log_event, log_header
 from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.resources import explain_out_of_memory
 from ds_distill.utils.step_clock import STEPS
@@ -57,7 +59,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | None,
         teacher: Teacher | Ensemble | None,
         loader: BatchLoader,
         heldout: dict[str, Callable[[], Iterable[Batch]]],
@@ -66,11 +68,12 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         title: str,
+        stages: Stages | None = None,
     ):
         """Collective: make the engine.
 
         Args:
-            objective: The student with its losses.
+            objective: The student with its losses; None in a run with stages.
             teacher: The teacher, or None for masked-LM only.
             loader: The loader of the training batches.
             heldout: By name, a function that makes a held-out set's batches. "" is the corpus's own
@@ -80,23 +83,15 @@ class Trainer:
             device: The device of the run.
             dtype: The number format of the run.
             title: The label of the progress bar.
+            stages: The run's stages, if it has any.
         """
-        self.objective, self.teacher, self.loader, self.heldout = objective, teacher, loader, heldout
+        self.teacher, self.loader, self.heldout, self.stages = teacher, loader, heldout, stages
         self.recipe, self.settings, self.folder = recipe, recipe.training, folder
         self.device, self.dtype, self.title = device, dtype, title
         self.total_steps = count_steps(recipe, loader)
-        self.step = Step(
-            objective,
-            teacher,
-            recipe,
-            steps=self.total_steps,
-            accumulation=loader.accumulation,
-            length=loader.store.manifest["sequence_length"],
-            documents=loader.collate_spec.separator is not None,
-            device=device,
-            dtype=dtype,
-        )
-        self.engine = self.step.engine
+        self.found = checkpoint.find_sound(folder.checkpoints)
+        done = checkpoint.step_of(self.found) if self.found else 0
+        self._use(stages.begin(done, self.found) if stages else cast(Objective, objective), done)
         self.guard = NonFiniteGuard(
             loader, self.settings.max_skipped, self.folder.checkpoints, scaled=dtype == torch.float16
         )
@@ -107,6 +102,24 @@ class Trainer:
         self.costs: dict[str, float] = {}
         self.rank_times = RankTimes()
 
+    def _use(self, objective: Objective, step: int) -> None:
+        """Collective: make the step and the engine of an objective, which takes the steps from `step` on."""
+        loader = self.loader
+        self.objective = objective
+        self.step = Step(
+            objective,
+            self.teacher,
+            self.recipe,
+            steps=self.total_steps,
+            accumulation=loader.accumulation,
+            length=loader.store.manifest["sequence_length"],
+            documents=loader.collate_spec.separator is not None,
+            device=self.device,
+            dtype=self.dtype,
+            span=self.stages.at(step) if self.stages else None,
+        )
+        self.engine = self.step.engine
+
     def fit(self) -> dict[str, Any]:
         """Collective: train, evaluate and save as the recipe asks; return the summary.
 
@@ -115,8 +128,9 @@ class Trainer:
             UserError: Too many steps in a row were not finite.
         """
         resumed = self.restore()
-        if self.objective.divided_sites and self.teacher is not None:
-            divide_by_deviations(self.objective, self.teacher, self.loader, self.state.deviations, self.device)
+        if self.stages:
+            self.state.begin_stage(self.stages.at(self.state.step).number)
+        self.divide_by_deviations()
         log_header(overview(self))
         self.saving = saving(self.settings, self.total_steps)
         self.evaluating = evaluating(self.settings, self.total_steps)
@@ -142,6 +156,7 @@ class Trainer:
                 self.state.update(result, counts)
                 self.metrics.log(self.state, result, self.engine.learning_rate, self.step.compile_seconds or 0.0)
                 self.compare_ranks()
+                self.enter_stage()
                 if self.evaluating.is_due(self.state.step, result.evaluate):
                     self.evaluate()
                 if result.stop or self.saving.is_due(self.state.step, result.save):
@@ -162,10 +177,39 @@ class Trainer:
 
     def restore(self) -> bool:
         """Collective: resume from the newest sound checkpoint; return whether there is one."""
-        saved = checkpoint.resume(self.engine, self.folder.checkpoints)
-        if saved:
-            self.state = TrainState.from_checkpoint(saved)
-        return saved is not None
+        if self.found is None:
+            return False
+        self.state = TrainState.from_checkpoint(checkpoint.load(self.engine, self.found))
+        return True
+
+    def divide_by_deviations(self) -> None:
+        """Collective: give the objective the teacher's deviations that it divides by, measured once in a run."""
+        if self.objective.divided_sites and self.teacher is not None:
+            divide_by_deviations(self.objective, self.teacher, self.loader, self.state.deviations, self.device)
+
+    def enter_stage(self) -> None:
+        """Collective: where another stage begins, hand the weights over to an engine of its own.
+
+        This comes before an evaluation or a checkpoint at the same step, so the stage of a checkpoint follows from its
+        step alone.
+        """
+        if not self.stages or (span := self.stages.at(self.state.step)).number == self.state.stages[-1]["stage"]:
+            return
+        with self.metrics.during("next stage"):
+            self.writer.wait()
+            self.log_checkpoint()
+            compiled_before = self.step.compiled_before
+            objective = self.stages.next(span, self.engine)
+            # a GPU need not hold two engines; theirs refer to each other in circles
+            del self.engine, self.step, self.objective, self.writer.engine
+            gc.collect()
+            self._use(objective, self.state.step)
+            self.step.compiled_before = compiled_before
+            self.engine.deepspeed.skipped_steps = self.state.skipped  # it counts those of the whole run
+            self.writer.use(self.engine)
+            self.divide_by_deviations()
+        self.state.begin_stage(span.number)
+        log_event(f"stage {span.number} of {len(self.stages.spans)}, {span.describe()}")
 
     def train_step(self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool) -> StepResult:
         """Collective: take one optimizer step; return what all ranks agree on.
@@ -193,7 +237,7 @@ class Trainer:
         stops, saves, evaluations, written, failed = values[len(total) : len(total) + len(asked)]
         losses = self.objective.means(totals, counts)
         return StepResult(
-            loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
+            loss=sum(self.objective.weights[name] * value for name, value in losses.items() if value is not None),
             losses=losses,
             grad_norm=grad_norm,
             skipped=self.engine.skipped_steps > self.state.skipped,

@@ -11,7 +11,7 @@ from deepspeed.checkpoint.constants import SINGLE_PARTITION_OF_FP32_GROUPS
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
@@ -29,13 +29,23 @@ def gather_master_weights(engine: Engine) -> dict[str, Tensor]:
 
     Tied weights are in it once.
     """
-    model = cast(PreTrainedModel, engine.module.model)
+    return gather_masters(engine, cast(PreTrainedModel, engine.module.model), PREFIX)
+
+
+def gather_masters(engine: Engine, part: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Collective: return the fp32 masters of a part of the engine's module by their names in it, on the CPU.
+
+    Args:
+        engine: The engine.
+        part: The part.
+        prefix: What its parameters' names in the engine's module begin with.
+    """
     masters = _unsharded_masters(engine)
     weights = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in part.named_parameters():
         full = masters.get(id(parameter))
         if full is None:
-            full = engine.frozen_weights.get(f"{PREFIX}{name}")
+            full = engine.frozen_weights.get(f"{prefix}{name}")
         if full is None and parameter.requires_grad and engine.deepspeed.zero_optimization_stage() > 0:
             full = safe_get_full_fp32_param(parameter)
         if full is None:  # in fp32 the parameter is its own master

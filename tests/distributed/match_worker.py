@@ -139,7 +139,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
             total += sums
             engine.backward(loss)
             if micro == accumulation - 1:
-                full = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters()}
+                full = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters() if p.requires_grad}
                 gradients = {name: None if g is None else g.clone() for name, g in full.items()}  # a step clips them
             engine.step()
         torch.distributed.all_reduce(total)
@@ -153,7 +153,9 @@ def run_case(what: dict, rank: int, world: int) -> None:
             "gradient": relative(found, expected),
             "projections": sum("projection" in name for name in expected),
             "others": [
-                name for name in names if name not in expected and gradients[name] is not None and gradients[name].any()
+                name
+                for name in names
+                if name not in expected and gradients.get(name) is not None and gradients[name].any()
             ],
         }
         if rank == 0:

@@ -20,6 +20,8 @@ OPTIONS = [
     {"deepspeed": "zero0", "freeze": True},
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
+    # with one sequence per micro-batch, a rank has steps without a masked sequence
+    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in range(4)),
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]

@@ -119,4 +119,5 @@ def test_the_options_that_a_recipe_may_hold_are_those_of_the_commands():
         for option in action.option_strings
         if option.startswith("--") and "." not in option
     }
-    assert set(COMMAND_OPTIONS) == options - set(SECTIONS) - {"config", "help", "print_config"}
+    settings = {*SECTIONS, "stages", "stages+"}
+    assert set(COMMAND_OPTIONS) == options - settings - {"config", "help", "print_config"}

@@ -190,7 +190,7 @@ def test_counts_are_what_the_batches_hold():
                 assert (batch.input_ids == 0).any() == (mask is not None)
                 real += batch.input_ids.numel() if mask is None else int(mask.sum())
                 masked += int((batch.labels != IGNORE_INDEX).sum())
-        assert order(store, world=2).counts(step) == (real, masked)
+        assert order(store, world=2).counts(step) == (real, masked, 0)
     assert padded == 1  # the epoch uses every block, and the short one once
 
 
@@ -293,7 +293,8 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     assert (np.diff(firsts) < 0).any() and (np.diff(firsts) > 0).any()  # batches do not come sorted
     first_batch, second_batch = batches.micro_batches(3)[0], other.micro_batches(3)[0]
     assert abs(first_batch.input_ids.shape[1] - second_batch.input_ids.shape[1]) <= 1  # no rank waits for a longer one
-    real, masked = batches.counts(3)
+    real, masked, clean = batches.counts(3)
+    assert clean == 0
     every = [b for rank in (batches, other) for b in rank.micro_batches(3)]
     assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(
         int((b.labels != IGNORE_INDEX).sum()) for b in every

@@ -13,7 +13,7 @@ from ds_distill.estimate.known_models import find_known_model
 from ds_distill.estimate.plan import plan
 from ds_distill.estimate.report import format_plan
 from ds_distill.estimate.result import expected_result
-from ds_distill.recipe import Data, Losses, Recipe, Training
+from ds_distill.recipe import Data, Losses, Match, Recipe, Stage, Training
 from ds_distill.utils.errors import UserError
 
 BERT = find_known_model("google-bert/bert-base-uncased")
@@ -165,6 +165,21 @@ def test_one_node_is_not_charged_for_the_network_and_a_slow_network_serves_fewer
 def test_zero_3_for_a_small_student_is_said_not_to_pay():
     notes = {stage: " ".join(estimate(given=recipe(deepspeed=f"zero{stage}"))["notes"]) for stage in (1, 3)}
     assert "ZeRO 3 does not pay here" in notes[3] and "ZeRO 3" not in notes[1]
+
+
+def test_stages_and_clean_sequences_are_counted_and_told():
+    layers_only = {"kl": 0.0, "mlm": 0.0, "cosine": 0.0, "match": [Match("mse")]}
+    half, staged = recipe(max_tokens=10**9), recipe(max_tokens=10**9)
+    half.data.clean_fraction = 0.5
+    staged.stages = [Stage(0.5, layers_only, [0]), Stage(0.5)]
+    whole, half_clean, in_stages = (estimate(given=given) for given in (recipe(max_tokens=10**9), half, staged))
+    # the heads run on half of the sequences, or on all in half of the steps
+    assert half_clean["mflops_per_token"] == in_stages["mflops_per_token"] < 0.9 * whole["mflops_per_token"]
+    assert half_clean["tokens_per_second"] == in_stages["tokens_per_second"] > whole["tokens_per_second"]
+    first, second = in_stages["run_stages"]
+    assert first.startswith("0.5 of the steps, steps 1 to 3,8") and "1 × mse; trains layer 0" in first
+    shown = " ".join(format_plan(in_stages).split())
+    assert f"stage 2 {second}" in shown and whole["run_stages"] == []
 
 
 def test_a_gpu_projects_all_positions_and_so_does_its_estimate():

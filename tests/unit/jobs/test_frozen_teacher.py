@@ -78,8 +78,8 @@ def test_logits_are_looked_at_and_padding_is_not(large, monkeypatch):
     teacher.model.bert.embeddings.position_embeddings.weight[15] = 0
     real, targets = torch.arange(16).expand(2, 16) < 15, teacher.targets
 
-    def with_nan_in_padding(*inputs):
-        found = targets(*inputs)
+    def with_nan_in_padding(*inputs, **options):
+        found = targets(*inputs, **options)
         found.decoder_input[:, 15] = torch.nan
         return found
 

@@ -99,7 +99,7 @@ def test_layers_within_are_summed_over_and_weighted():
     expected = cosine_distance_sum(student_states[1], teacher_states[1], mask) + cosine_distance_sum(
         student_states[2], teacher_states[4], mask
     )
-    assert sums[1].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert list(objective.weights) == ["cosine"] and sums.tolist() == pytest.approx([expected.item()], rel=1e-6)
     assert loss.item() == pytest.approx(2 * 7.0 * expected.item() / 50, rel=1e-6)
     assert objective.means(sums.tolist(), counts)["cosine"] == pytest.approx(expected.item() / 50, rel=1e-6)
 

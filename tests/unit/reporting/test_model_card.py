@@ -42,6 +42,14 @@ def results_of(card):
     }
 
 
+def test_a_card_tells_of_stages_and_of_sequences_without_masks():
+    recipe = {"data": {"clean_fraction": 0.5}, "stages": [{"share": 0.7}, {"share": 0.3}]}
+    card = model_card("distill", FIGURES, recipe, "f00d", ORIGIN)
+    assert "- 0.5 of its training sequences, others in each epoch, were shown without masks." in card
+    assert "- It was trained in 2 stages with these shares of the steps: 0.7, 0.3." in card
+    assert "stages" not in model_card("distill", FIGURES, {"data": {"clean_fraction": 0.0}}, "f00d", ORIGIN)
+
+
 def test_a_distilled_model_tells_the_hub_what_it_was_made_of():
     card = model_card("distill", FIGURES, {"teacher": "/home/ada/tiny"}, "f00d", ORIGIN)
     data = ModelCard(card).data

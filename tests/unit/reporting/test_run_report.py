@@ -8,7 +8,7 @@ import pytest
 
 from ds_distill.recipe import Losses, Match
 from ds_distill.reporting.panels import Line, Panel, limits_after_start, make_svg, mean_points
-from ds_distill.reporting.run_panels import run_panels, term_labels
+from ds_distill.reporting.run_panels import labels_of_stages, run_panels, term_labels, training_panels
 from ds_distill.reporting.run_report import Extras, make_page, write_report
 from ds_distill.run_record import describe_command
 from ds_distill.study.report import write_report as report
@@ -204,6 +204,31 @@ def test_the_terms_of_a_loss_in_words():
         "Squared error of attention scores, ends of the layers' spans",
         "Squared error of embeddings, divided by the teacher's deviations",
     ]
+
+
+def test_terms_and_panels_of_a_run_with_stages():
+    """A term has the rows of the stages that have it, and each panel marks where a stage begins."""
+    first = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[Match("mse", layers=[[0, 1]])])
+    second = Losses(mlm=0.0, match=[Match("mse", layers=[[1, 3]])])
+    labels = labels_of_stages([first, second], clean_fraction=0.5)
+    assert labels["mse"].title == (
+        "Squared error of hidden states, layers 0 ← 1; then Squared error of hidden states, layers 1 ← 3"
+    )
+    assert labels["kl"].title.endswith("T = 2, masked sequences")
+    history = [{"step": i, "tokens": 10 * i, "loss": 1.0, "mse": 0.5} for i in range(1, 5)]
+    history += [{"step": i, "tokens": 10 * i, "loss": 9.0, "kl": 2.0, "cosine": 0.1} for i in range(5, 9)]
+    heldout = {"": [{"step": 0, "tokens": 0} | figures(3.0, 0.2)]}
+    stages = [{"stage": 1, "step": 0, "tokens": 0}, {"stage": 2, "step": 4, "tokens": 40}]
+    panels = run_panels(history, heldout, labels, {}, stages)
+    assert all([(mark.place, mark.label) for mark in panel.marks] == [(40, "stage 2")] for panel in panels)
+    (kl,) = (panel for panel in panels if panel.title.startswith("KL"))
+    assert kl.lines[0].values[:4] == [None] * 4 and kl.lines[0].values[4:] == [2.0] * 4
+    (masked,) = (panel for panel in panels if panel.title.startswith("Masked-LM loss"))
+    assert [line.label for line in masked.lines] == ["held-out"], "nothing is drawn for a loss that the run has not"
+    svg = make_svg(kl, "kl")
+    assert "stage 2 begins at 40 training tokens" in svg and ">stage 2<" in svg
+    drawn = training_panels({"a": (history, labels), "b": (history, labels)}, {"a": stages})
+    assert all([(mark.label, mark.look) for mark in panel.marks] == [("stage 2", 0)] for panel in drawn)
 
 
 def test_the_panels_of_a_run_have_the_teachers_level():

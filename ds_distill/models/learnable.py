@@ -1,0 +1,64 @@
+"""Which parts of a student train: its layers, its embeddings and its masked-LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ds_distill.models.families import get_family
+from ds_distill.utils.errors import UserError
+
+
+def freeze_unreached(model: PreTrainedModel, highest: int, *, head: bool) -> None:
+    """Freeze the parameters that no term of a loss reaches.
+
+    Args:
+        model: The student.
+        highest: The highest layer, from 0, of which a term looks at something; -1 for none.
+        head: Whether a term looks at logits.
+    """
+    for part, parameter in _by_part(model):
+        if part > highest if isinstance(part, int) else part == "head" and not head:
+            parameter.requires_grad_(False)
+
+
+def freeze_all_but(
+    model: PreTrainedModel, learnable: Sequence[int | str], highest: int, key: str, *, head: bool
+) -> None:
+    """Freeze the parameters of a student that a stage does not train. What is frozen already stays so.
+
+    Args:
+        model: The student.
+        learnable: Layers, from 0, and "embeddings" and "head".
+        highest: As of `freeze_unreached`.
+        key: The stage, for errors.
+        head: As of `freeze_unreached`.
+
+    Raises:
+        UserError: A layer does not exist, or no term reaches a part that is named.
+    """
+    depth = len(get_family(model).get_layers(model))
+    for part in learnable:
+        if isinstance(part, int) and part >= depth:
+            raise UserError(f"{key}.learnable: layer {part}: the student has {depth} layers, 0 to {depth - 1}")
+        if part > highest if isinstance(part, int) else part == "head" and not head:
+            what = f"layer {part}" if isinstance(part, int) else part
+            reach = f"layers 0 to {highest}" if highest >= 0 else "the embeddings"
+            raise UserError(
+                f"{key}.learnable: {what}: the terms of this stage look at {reach} alone"
+                f"{'' if head else ' and at no logits'}, so it would get no gradient; leave it out, or add a term"
+            )
+    for part, parameter in _by_part(model):
+        if part not in learnable:
+            parameter.requires_grad_(False)
+
+
+def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]:
+    """Yield each parameter, tied ones once, with its layer's number, or "embeddings", or "head"."""
+    family = get_family(model)
+    layer_of = {id(p): number for number, layer in enumerate(family.get_layers(model)) for p in layer.parameters()}
+    encoder = {id(parameter) for parameter in family.get_encoder(model).parameters()}
+    for parameter in model.parameters():
+        yield layer_of.get(id(parameter), "embeddings" if id(parameter) in encoder else "head"), parameter

@@ -1,0 +1,148 @@
+"""Test local regression: a student layer on the teacher's states, and what of a student a stage leaves as it is."""
+
+import pytest
+import torch
+
+from ds_distill.losses.objective import Objective
+from ds_distill.models.families import get_family
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Losses, Match, Recipe, Stage
+from ds_distill.stages import spans_of
+from ds_distill.training.stages import Stages
+from ds_distill.utils.errors import UserError
+from tests.unit.models.test_teacher import FAMILIES, padding_mask, tiny_bert, tokens
+
+LAYERS_ONLY = {"kl": 0.0, "mlm": 0.0, "cosine": 0.0, "match": [Match("mse", layers="mapped")]}
+MAP = [0, 2, 4]  # the teacher's layers that the student's three start from
+
+
+def objective_of(stage: Stage, teacher=None, **student) -> tuple[Objective, Teacher]:
+    teacher = teacher or tiny_bert(6)
+    model = build_student(teacher, init_layers=MAP, dropout=0.0, **student)
+    recipe = Recipe(stages=[stage])
+    recipe.check()
+    stages = Stages(
+        spans_of(recipe, 10), model, teacher.config, lambda m, losses: Objective(m, losses, 1, teacher.config, MAP)
+    )
+    return stages.begin(0, None), Teacher(teacher)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("layers", [[0], [1], [2], [0, 2]])
+def test_each_layer_reads_the_teachers_input_to_its_span(layers, documents):
+    """Losses and gradients are those of blocks that are called one by one on transformers' own hidden states."""
+    objective, teacher = objective_of(Stage(1.0, LAYERS_ONLY, layers, teacher_forced=True))
+    ids, mask = tokens(), padding_mask()
+    given = mask
+    if documents:
+        numbers = torch.where(mask, (torch.arange(ids.shape[1]) >= 3).long(), -1)
+        given = (numbers[:, None, :, None] == numbers[:, None, None, :]) & mask[:, None, None, :]
+        given[..., 0] |= ~mask[:, None, :]
+    targets = teacher.targets(ids, given, sites=objective.teacher_sites, head=False)
+    loss, sums = objective(ids, given, torch.full_like(ids, -100), (int(mask.sum()), 0), targets)
+    loss.backward()
+    got = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    with torch.no_grad():
+        states = teacher.model.bert(ids, attention_mask=given, output_hidden_states=True).hidden_states
+    blocks, total = get_family(objective.model).get_layers(objective.model), torch.zeros(())
+    square = given if given.dim() == 4 else mask[:, None, None, :].expand(-1, 1, ids.shape[1], ids.shape[1])
+    for layer in layers:
+        began = states[0] if layer == 0 else states[MAP[layer - 1] + 1]
+        error = (blocks[layer](began, square) - states[MAP[layer] + 1]).square().mean(-1)
+        total = total + (error * mask).sum()
+    (total / mask.sum()).backward()
+    assert sums.tolist() == pytest.approx([total.item()], rel=1e-5)
+    wanted = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+    assert got.keys() == wanted.keys() and {name.split(".")[3] for name in got} == {str(layer) for layer in layers}
+    for name in got:
+        assert torch.allclose(got[name], wanted[name], rtol=1e-4, atol=1e-7), name
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == {f"model.{name}" for name in got}
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_copy_of_the_teacher_has_no_error_in_any_family(make):
+    """Also where the last layer's output is the encoder's, and evaluation runs the whole model."""
+    teacher = make().eval()
+    depth = get_family(teacher).dims(teacher.config).depth
+    student = build_student(teacher, init_layers=list(range(depth)), dropout=0.0)
+    stage = Stage(1.0, LAYERS_ONLY, list(range(depth)), teacher_forced=True)
+    recipe = Recipe(stages=[stage])
+    recipe.check()
+
+    def make_objective(model, losses):
+        return Objective(model, losses, 1, teacher.config, list(range(depth)))
+
+    objective = Stages(spans_of(recipe, 10), student, teacher.config, make_objective).begin(0, None)
+    frozen = Teacher(teacher)
+    ids, mask = tokens(), padding_mask()
+    labels = torch.where((torch.arange(ids.shape[1]) % 4 == 1) & mask, ids, -100)
+    targets = frozen.targets(ids, mask, sites=objective.teacher_sites, head=False)
+    loss, _ = objective(ids, mask, labels, (int(mask.sum()), 9), targets)
+    assert loss.item() < 1e-8
+    with torch.no_grad():
+        _, results = objective.eval()(ids, mask, labels, mode="evaluate")
+        _, expected = Objective(teacher, Losses().without_teacher(), 1).eval()(ids, mask, labels, mode="evaluate")
+    assert torch.allclose(results, expected, atol=1e-4)
+
+
+def learnable(stage: Stage, **options) -> set[str]:
+    objective, _ = objective_of(stage, **options)
+    family, parts = objective.family, set()
+    for name, parameter in objective.model.named_parameters():
+        if parameter.requires_grad:
+            layer = name.removeprefix(f"{family.layers}.").split(".")[0]
+            inside = name.startswith(f"{family.encoder}.")
+            parts.add(layer if layer.isdigit() else "embeddings" if inside else "head")
+    return parts
+
+
+def test_what_a_stage_trains():
+    low = {**LAYERS_ONLY, "match": [Match("mse", layers=[(1, 3)])]}
+    assert learnable(Stage(1.0)) == {"0", "1", "2", "embeddings", "head"}
+    assert learnable(Stage(1.0, LAYERS_ONLY)) == {"0", "1", "2", "embeddings"}  # no term reaches the head
+    assert learnable(Stage(1.0, low)) == {"0", "1", "embeddings"}  # nor a layer above
+    assert learnable(Stage(1.0, {}, ["head", 2])) == {"2", "head"}
+    assert learnable(Stage(1.0, low, ["embeddings"])) == {"embeddings"}
+    objective, _ = objective_of(Stage(1.0, {}, ["embeddings"]), freeze_positions=True)
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert "model.distilbert.embeddings.word_embeddings.weight" in trained
+    assert "model.distilbert.embeddings.position_embeddings.weight" not in trained  # the recipe has frozen it
+
+
+@pytest.mark.parametrize(
+    ("stage", "student", "message"),
+    [
+        (Stage(1.0, {}, [3]), {}, r"stages\[0\]\.learnable: layer 3: the student has 3 layers, 0 to 2"),
+        (
+            Stage(1.0, {**LAYERS_ONLY, "match": [Match("mse", layers=[(0, 1)])]}, [1]),
+            {},
+            r"stages\[0\]\.learnable: layer 1: the terms of this stage look at layers 0 to 0 alone",
+        ),
+        (
+            Stage(1.0, LAYERS_ONLY, [0], teacher_forced=True),
+            {"hidden_size": 16},
+            r"stages\[0\]\.teacher_forced: a student layer of width 16 cannot read the teacher's states of width 32",
+        ),
+        (
+            Stage(1.0, {**LAYERS_ONLY, "cosine": 1.0}, [0], teacher_forced=True),
+            {},
+            r"the term cosine compares none of the learnable layers \[0\]|pair student layer 2 with two layers",
+        ),
+        (
+            Stage(1.0, {**LAYERS_ONLY, "match": [Match("mse", layers=[(1, 3)])]}, [1], teacher_forced=True),
+            {},
+            r"no term pairs student layer 0 with a layer of the teacher, which is where the span of .* layer 1 begins",
+        ),
+        (
+            Stage(1.0, {**LAYERS_ONLY, "match": [Match("mse", layers=[(0, 3), (1, 3)])]}, [1], teacher_forced=True),
+            {},
+            r"spans must follow each other",
+        ),
+    ],
+)
+def test_a_stage_that_does_not_fit_is_refused(stage, student, message):
+    with pytest.raises(UserError, match=message):
+        objective_of(stage, **student)
