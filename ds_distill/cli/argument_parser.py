@@ -50,6 +50,8 @@ class Value(ActionTypeHint):
         hint = list[self._typehint] if self.nargs in ("*", "+") else self._typehint
         if type(value) is type(self.default) and value == self.default:
             return value
+        if self.nargs in ("*", "+") and value == ["null"]:  # as for a single value, in place of a recipe's
+            return []
         previous = cfg.get(self.dest) if cfg else None
         if isinstance(value, tuple) and hasattr(value, "key"):  # --model.hidden_size 64
             if get_origin(hint) is list:

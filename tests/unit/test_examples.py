@@ -52,7 +52,7 @@ def test_a_pod_finds_its_place_and_its_arguments_are_known():
     assert find_node(options, {}) == Node(job["completions"], 3, first, "29500")
     assert job["parallelism"] == job["completions"] and pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"].items() <= job["template"]["metadata"]["labels"].items()
-    assert build_parser().parse_args(["run", *rest]).run.teacher == "/data/teacher"
+    assert build_parser().parse_args(["run", *rest]).run.teacher == ["/data/teacher"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
