@@ -11,6 +11,7 @@ from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.folder import find_model_folder
+from ds_distill.recipe import Stage
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned
 from ds_distill.tasks.catalog import TASKS
@@ -41,7 +42,7 @@ STUDENT_SETTINGS = {
     f"{name}.{setting_name(key)}": hint
     for name, section in arguments.SECTIONS.items()
     for key, hint in get_type_hints(section, include_extras=True).items()
-}
+} | {"stages": list[Stage]}
 STUDENT = Annotated[dict[str, Any], mapping_reader(STUDENT_SETTINGS, "settings")]
 TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
 BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")])

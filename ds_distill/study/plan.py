@@ -148,10 +148,12 @@ class Study:
     def _check_students(self) -> None:
         for name, changes in self.students.items():
             for key in changes:
+                if key == "stages":
+                    continue  # `distill` checks them with the rest of the recipe
                 if not key.startswith(SECTION_PREFIXES):
                     raise UserError(
                         f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
-                        "losses.kl"
+                        "losses.kl, and in stages"
                     )
                 if renamed_key := current_name(key):
                     raise UserError(f"students: {name}: {key}: is called {renamed_key} now")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.recipe import Match
+from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_jobs, run_study
 from ds_distill.utils.errors import UserError
 
@@ -103,6 +104,24 @@ def test_every_recipe_can_be_a_studys_base(tmp_path, config):
     prepare = make_jobs(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
     options = build_parser().parse_args([*prepare.argv, "--output", "x"])
     assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
+
+
+def test_a_student_may_have_stages_of_its_own(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "students:\n  two:\n    losses.kl: 0\n    stages:\n"
+        "      - {share: 0.5, losses: {mlm: 0, match: [{loss: mse, layers: [[0, 1]]}]}, learnable: [0]}\n"
+        "      - {share: 0.5, learning_rate: 1e-4}\n"
+    )
+    students = build_parser().parse_args(["study", "--config", str(plan)]).study.students
+    study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, students, [])
+    study.check()
+    words = make_jobs(study, tmp_path)[1].argv
+    stages = build_recipe(build_parser().parse_args([*words, "--output", "x"]).distill).stages
+    assert stages == [
+        Stage(0.5, {"mlm": 0.0, "match": [Match("mse", layers=[(0, 1)])]}, [0]),
+        Stage(0.5, learning_rate=1e-4),
+    ]
 
 
 @pytest.mark.parametrize(
