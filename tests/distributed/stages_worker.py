@@ -31,7 +31,8 @@ STEPS = 8
 LAYERS_ONLY = {"kl": 0.0, "mlm": 0.0, "cosine": 0.0, "match": [Match("mse", weight=10.0)]}
 STAGES = [
     Stage(0.25, LAYERS_ONLY, [0], teacher_forced=True),
-    Stage(0.25, {**LAYERS_ONLY, "match": [Match("mse", layers=[(0, 0)], weight=10.0)]}),  # nothing reaches layer 1
+    # nothing reaches layer 1, nor what comes after the queries, keys and values of layer 0
+    Stage(0.25, {**LAYERS_ONLY, "match": [Match("relation", layers=[(0, 0)], weight=10.0)]}),
     Stage(0.25, {}, [1, "head"], learning_rate=2e-3),
     Stage(0.25),
 ]

@@ -14,7 +14,7 @@ EVERY = [
     for stage in range(4)
 ]
 MOVED = [[0], [0, "embeddings"], [1, "head"], [0, 1, "embeddings", "head"]]
-TERMS = [["mse"], ["mse"], ["kl", "mlm", "cosine"], ["kl", "mlm", "cosine"]]
+TERMS = [["mse"], ["relation"], ["kl", "mlm", "cosine"], ["kl", "mlm", "cosine"]]
 
 
 def run_cases(world: int, cases: list[dict]) -> list[dict]:

@@ -8,9 +8,10 @@ from tests.end_to_end.test_resume import STEPS, Job, assert_same_run, logs, shap
 from tests.start import ds_distill, wait_for
 
 LAYERS_ONLY = "{kl: 0, mlm: 0, cosine: 0, match: [{loss: mse, layers: mapped}]}"
+DIVIDED = LAYERS_ONLY.replace("mapped", "mapped, normalize: true")  # by deviations that are measured as it begins
 STAGES = (
     f"[{{share: 0.25, losses: {LAYERS_ONLY}, learnable: [1], teacher_forced: true}}, "
-    f"{{share: 0.25, losses: {LAYERS_ONLY}, learnable: [embeddings, 0]}}, {{share: 0.5, learning_rate: 2e-4}}]"
+    f"{{share: 0.25, losses: {DIVIDED}, learnable: [embeddings, 0]}}, {{share: 0.5, learning_rate: 2e-4}}]"
 )
 ENDS = (10, 20, 40)
 CASES = [(1, "bf16", 1), (0, "fp32", 2), (2, "bf16", 2), (3, "fp32", 2)]

@@ -22,6 +22,7 @@ from tests.start import Process, ds_distill, wait_for
 from tests.tiny import byte_level_tokenizer
 
 BARE = ("--losses.kl", 0, "--losses.mlm", 0)
+TERMS_BY_STAGE = "[{share: 0.5, losses: {cosine: 0, match: [{loss: relation, layers: last}]}}, {share: 0.5}]"
 WITHIN = ("--losses.cosine", 0, "--losses.match", "[{loss: mse, layers: [[0, 1], [1, 2]]}]")
 
 
@@ -69,7 +70,7 @@ def test_a_student_of_teachers_without_heads(world, common, others, tmp_path, mo
     tuning += ["--task", "rte", "--data", tmp_path / "rte", "--finetune.precision", "fp32"]
     commands = [
         ["distill", "--teacher", others / "classifier", *common, "--output", run, *BARE, *WITHIN],
-        ["distill", "--teacher", others / "embedder", *common, "--output", embedder, *BARE],
+        ["distill", "--teacher", others / "embedder", *common, "--output", embedder, *BARE, "--stages", TERMS_BY_STAGE],
         ["finetune", "--model", run, "--output", tmp_path / "tuned", *tuning],
         ["export", "--run", run, "--output", tmp_path / "again"],
         ["export", "--model", embedder, "--output", tmp_path / "served", "--format", "torch-export"],
@@ -86,6 +87,8 @@ def test_a_student_of_teachers_without_heads(world, common, others, tmp_path, mo
     assert summary["kept"] is None and summary["teacher_parameters"] > summary["parameters"]
     curves = json.loads((run / "curves.json").read_text())
     assert curves["heldout"][""][-1]["mse"] == summary["heldout_mse"]
+    rows = json.loads((embedder / "curves.json").read_text())["heldout"][""]
+    assert "relation" in rows[0] and "cosine" in rows[-1] and not {"cosine"} & rows[0].keys()
     assert json.loads((run / "export" / "config.json").read_text())["architectures"] == ["DistilBertModel"]
     model, tokenizer = (auto.from_pretrained(run / "export") for auto in (AutoModel, AutoTokenizer))
     assert model(**tokenizer("a small text", return_tensors="pt")).last_hidden_state.shape[-1] == 32
@@ -121,11 +124,13 @@ def test_what_a_teacher_without_a_head_cannot_do_is_one_sentence(world, common, 
 )
 @pytest.mark.parametrize("kind", ["two teachers", "bare encoder"])
 def test_a_killed_run_ends_bit_equal(world, common, others, tmp_path, kind):
-    """With the mean of two teachers' logits; and with relations, averaged over a classifier and another encoder."""
+    """With the mean of two teachers, relations first and logits of masked sequences later; and of bare encoders."""
     words = ["distill", "--teacher", others / "classifier", others / "wide", *common, "--training.save_every", 3]
     words += [*BARE, "--losses.match", "[{loss: relation, layers: [[1, 2]]}]", "--losses.teacher_weights", "2,1"]
     if kind == "two teachers":
         words = ["distill", "--teacher", world / "teacher", others / "wide", *common, "--training.save_every", 3]
+        relations = "{kl: 0, mlm: 0, cosine: 0, match: [{loss: relation, layers: [[1, 2]]}]}"
+        words += ["--stages", f"[{{share: 0.5, losses: {relations}}}, {{share: 0.5}}]", "--data.clean_fraction", 0.5]
     undisturbed = Process("ds_distill", *words, "--output", tmp_path / "one").wait()
     assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
     killed = Process("ds_distill", *words, "--output", tmp_path / "other")

@@ -66,6 +66,28 @@ def test_the_fused_loss_is_the_plain_one_of_the_mean(kl_tokens):
         assert torch.allclose(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12), name
 
 
+def test_clean_sequences_have_no_logits_of_any_teacher():
+    """And where a stage compares no logits, only those run of whom something is recorded."""
+    teachers, ids, mask, rows = make_teachers(), tokens(), padding_mask(), torch.tensor([0, 2])
+    sites = (Site("value", 1), LAST_HIDDEN)
+    ensemble = Ensemble(teachers, WEIGHTS, averaged=sites[:1])
+    targets = ensemble.targets(ids, mask, sites=sites, masked_rows=rows)
+    logits = torch.nn.functional.linear(targets.decoder_input, targets.decoder_weight, targets.decoder_bias)
+    expected = mean_logits(teachers, ids, mask)[rows]
+    assert torch.allclose(logits[mask[rows]], expected[mask[rows]], rtol=1e-12, atol=1e-12)
+    assert len(targets.states[LAST_HIDDEN]) == len(targets.others[0][sites[0]]) == len(ids)
+
+    ran = []
+    for number, teacher in enumerate(teachers):
+        encoder = teacher.model.get_submodule(teacher.model.base_model_prefix)
+        encoder.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    within = ensemble.targets(ids, mask, sites=sites, head=False)
+    assert ran == [0, 1, 2] and within.decoder_input is None and within.teacher_weights == WEIGHTS
+    assert all(torch.equal(within.others[k][sites[0]], targets.others[k][sites[0]]) for k in (0, 1))
+    ran.clear()
+    assert ensemble.targets(ids, mask, sites=sites[1:], head=False).others == ({}, {}) and ran == [0]
+
+
 def test_equal_teachers_are_one():
     teacher, ids = Teacher(tiny_bert()), tokens()
     one, two = teacher.targets(ids), Ensemble([teacher, teacher], (0.25, 0.75)).targets(ids)
