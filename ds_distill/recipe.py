@@ -66,8 +66,8 @@ class Data:
         attend_across_documents: Whether tokens attend to the other documents in their packed sequence.
         mlm_probability: Fraction of a sequence's tokens, special tokens aside, that is masked.
         clean_fraction: Fraction of the training sequences that is not masked at all, others in each epoch. The losses
-            kl and mlm look at the masked ones alone; 1 masks none, and leaves these two losses out. Held-out text is
-            always masked.
+            kl and mlm look at the masked ones alone; 1 masks none and leaves these two losses out, so that the
+            student is a bare encoder. Held-out text is always masked.
         mlm_smoothing: Exponent s of the masking probability ∝ count^−s, which masks rare tokens more often;
             0 masks all tokens equally often.
         whole_word_masking: Mask all pieces of a word together, each word with the same probability; in scripts

@@ -121,7 +121,7 @@ def model_card(
     Args:
         title: The title.
         summary: The run's figures.
-        recipe: The run's settings.
+        recipe: The run's settings, by section or by dotted key.
         fingerprint: That of the data.
         origin: What it was made of.
         head: "masked-lm", or "encoder" for a bare encoder.
@@ -283,8 +283,10 @@ def _usage(kind: str, pooler: bool = False) -> str:
 
 
 def _objective(recipe: dict) -> list[str]:
-    """Return sentences on what a run was trained to do, beyond the usual, from its recipe as a dict."""
-    clean, stages = recipe.get("data", {}).get("clean_fraction"), recipe.get("stages", [])
+    """Return sentences on what a run was trained to do beyond the usual; the recipe is as of `model_card`."""
+    data = recipe.get("data")  # by dotted key, this is the text's fingerprint
+    clean = data.get("clean_fraction") if isinstance(data, dict) else recipe.get("data.clean_fraction")
+    stages = recipe.get("stages", [])
     remarks = (
         [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
     )

@@ -181,6 +181,7 @@ class CheckpointWriter:
             "shape": shape_of(self.engine),
             "optimizer": optimizer_package(self.engine),
             "groups": self.engine.parameter_names,
+            "frozen": self.engine.frozen_names,
             "versions": {package: version(package) for package in ("torch", "deepspeed", "transformers")},
         }
         self._writing = _in_background(lambda: self._write(files))

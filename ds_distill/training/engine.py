@@ -32,6 +32,7 @@ class Engine:
         module: The module, an Objective in every run.
         parameter_names: The names of each optimizer group's parameters, in the order in which
             DeepSpeed divides the group's flat fp32 masters.
+        frozen_names: The names of the parameters that are not trained.
         frozen_weights: fp32 copies of the weights that a 16-bit run does not train. DeepSpeed rounds
             these to 16 bit and keeps masters of trained ones only.
     """
@@ -75,6 +76,7 @@ class Engine:
         offload = zero.get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
         optimizer = make_optimizer(training, groups, device, offload)
         factor = linear_schedule(round(training.warmup_ratio * total_steps), total_steps)
+        self.frozen_names = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
         self.frozen_weights = {
             name: parameter.detach().float().cpu().clone()
             for name, parameter in module.named_parameters()

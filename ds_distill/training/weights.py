@@ -75,12 +75,14 @@ def trained_class(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
         UserError: The checkpoint's manifest is damaged.
     """
     try:
-        groups = read_manifest(folder)["groups"]
+        manifest = read_manifest(folder)
     except UserError as damage:
         raise UserError(f"{folder} is damaged ({damage}); export another checkpoint, by its --step") from damage
     with torch.device("meta"):
         bare = {f"{PREFIX}{name}" for name, _ in new_model(config, head=False).named_parameters()}
-    names = {name for group in groups for name in group if name.startswith(PREFIX)}
+    # a stage may leave the head as it is; earlier versions named no frozen parameters
+    every = [*manifest["groups"], manifest.get("frozen", [])]
+    names = {name for group in every for name in group if name.startswith(PREFIX)}
     return new_model(config, head=not names <= bare).float()
 
 

@@ -98,16 +98,20 @@ def test_a_student_forgets_its_teachers_task():
     assert config.num_labels == 3 and config.finetuning_task == "mnli"
 
 
+@pytest.mark.parametrize("frozen", ["", "lm_head."])
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForMaskedLM])
-def test_a_checkpoint_is_recognized_by_its_names(kind, tmp_path):
+def test_a_checkpoint_is_recognized_by_its_names(kind, frozen, tmp_path):
+    """Also in a stage that leaves the head as it is."""
     from ds_distill.training.weights import trained_class
 
     options = no_pooler("roberta") if kind is AutoModel else {}
     model = randomised(kind.from_config(tiny_roberta().config, **options))
     (tmp_path / "groups.json").touch()
-    names = [[f"model.{name}" for name, _ in model.named_parameters()], ["matches.mse.projection.weight"]]
+    every = [f"model.{name}" for name, _ in model.named_parameters()]
+    kept = [name for name in every if frozen and name.startswith(f"model.{frozen}")]
+    names = [[name for name in every if name not in kept], ["matches.mse.projection.weight"]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ds_distill.training.weights.read_manifest", lambda folder: {"groups": names})
+        patch.setattr("ds_distill.training.weights.read_manifest", lambda folder: {"groups": names, "frozen": kept})
         assert type(trained_class(tmp_path, model.config)) is type(model)
 
 

@@ -47,6 +47,9 @@ def test_a_card_tells_of_stages_and_of_sequences_without_masks():
     card = model_card("distill", FIGURES, recipe, "f00d", ORIGIN)
     assert "- 0.5 of its training sequences, others in each epoch, were shown without masks." in card
     assert "- It was trained in 2 stages with these shares of the steps: 0.7, 0.3." in card
+    dotted = {"data": "f00d", "data.clean_fraction": 0.5, "stages": recipe["stages"]}  # as run.json has them
+    again = model_card("distill", FIGURES, dotted, "f00d", ORIGIN)
+    assert all(line in again for line in card.splitlines() if line.startswith("- ") and "of " in line)
     assert "stages" not in model_card("distill", FIGURES, {"data": {"clean_fraction": 0.0}}, "f00d", ORIGIN)
 
 
