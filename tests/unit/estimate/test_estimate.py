@@ -18,7 +18,7 @@ from ds_distill.estimate.plan import plan
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
-from ds_distill.recipe import Data, Losses, Match, Recipe, Student, Training
+from ds_distill.recipe import Data, Losses, Match, Recipe, Stage, Student, Training
 from ds_distill.training.trainer import explain_training_memory
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
@@ -129,6 +129,29 @@ def test_only_what_runs_of_the_teachers_counts():
     joined = 30_522 * (768 + 384)
     assert two.teacher_bytes == one.teacher_bytes + 2 * (22_744_506 + joined)
     assert two.flops_per_token == one.flops_per_token + forward_flops_per_token(other.config, 128)
+
+
+def test_each_stage_counts_by_its_share():
+    """Two teachers, which run in the stages that compare something with them; the terms and the heads of each stage."""
+    teachers = [find_known_model("bert-base-uncased"), find_known_model("bert-large-uncased")]
+    objectives = [
+        Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[Match("relation", layers="last", heads=16)]),
+        Losses(kl=0.0, cosine=0.0),  # masked LM alone
+        Losses(),
+    ]
+    alone = [Estimator(Recipe(losses=losses), teachers, DEVICES["h100"]) for losses in objectives]
+    stages = [Stage(share, vars(losses)) for share, losses in zip((0.5, 0.25, 0.25), objectives, strict=True)]
+    for stage in stages:
+        del stage.losses["teacher_weights"]
+    found = Estimator(Recipe(stages=stages), teachers, DEVICES["h100"])
+    expected = sum(stage.share * one.flops_per_token for stage, one in zip(stages, alone, strict=True))
+    assert found.flops_per_token == pytest.approx(expected, rel=1e-12)
+    assert found.matches.bytes == max(one.matches.bytes for one in alone) > 0
+    seconds = sum(
+        stage.share / one.known_rate(DEVICES["h100"], 16).tokens_per_second
+        for stage, one in zip(stages, alone, strict=True)
+    )
+    assert 1 / found.known_rate(DEVICES["h100"], 16).tokens_per_second == pytest.approx(seconds, rel=0.02)
 
 
 def test_memory_by_stage_is_the_papers_arithmetic():
