@@ -1,6 +1,6 @@
 """Write docs/reliability.md by running the tests that it lists, including the long ones.
 
-    python -m tests.reliability                       runs everything (more than an hour on two cores)
+    python -m tests.reliability                       runs everything (about forty minutes on two cores)
     python -m tests.reliability -k resume             passes further arguments to pytest; a part
     does not overwrite the page
 

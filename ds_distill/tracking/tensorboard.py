@@ -24,6 +24,7 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int):
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        threading.excepthook = _show_others
         with self._giving_up():
             self._writer = SummaryWriter(folder, purge_step=step + 1 if step else 0)
 
@@ -60,6 +61,3 @@ def _show_others(failed: Any, hook: Callable[[Any], Any] = threading.excepthook)
     """Show the error of a thread, unless it is a writer's, which the next call raises."""
     if not type(failed.thread).__module__.startswith("tensorboard."):
         hook(failed)
-
-
-threading.excepthook = _show_others

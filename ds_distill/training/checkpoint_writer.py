@@ -306,7 +306,7 @@ def _outcome(job: Future) -> tuple[str | None, Any]:
 
 
 def _remove_surplus(path: Path) -> None:
-    """Remove what is not needed any more, or report that it stays: the run goes on."""
+    """Remove what is not needed any more, or report that it stays: the run continues."""
     try:
         remove(path)
     except OSError as error:
