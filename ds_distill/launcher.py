@@ -66,7 +66,7 @@ def _share_cores() -> None:
     """Share the machine's cores among its ranks; without this each would start a thread for every core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("LOCAL_SIZE", "")
-    ranks = int(given) if given.isdecimal() and given.isascii() else schedulers.processes_per_host()
+    ranks = int(given) if schedulers.is_whole_number(given) else schedulers.processes_per_host()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (ranks or 1))))
 
 

@@ -17,9 +17,17 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
 from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
-from ds_distill.distributed.failures import LOST, explain_failure, report_failure
+from ds_distill.distributed.failures import explain_failure, report_failure
 from ds_distill.utils.console import close_bars, is_first, log, log_once
-from ds_distill.utils.errors import RankError, StoppedError, UserError, did_you_mean, get_message, is_disk_full
+from ds_distill.utils.errors import (
+    LOST_STATUS,
+    RankError,
+    StoppedError,
+    UserError,
+    did_you_mean,
+    get_message,
+    is_disk_full,
+)
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
@@ -159,7 +167,7 @@ def _report(error: Exception) -> int | None:
     if failure := explain_failure(error):
         close_bars()
         report_failure(failure)
-        return LOST if failure.follows else 2
+        return LOST_STATUS if failure.follows else 2
     if not isinstance(error, UserError | OSError):
         return None
     message = get_message(error)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from ds_distill.utils.console import log_once
 
-LOST = 3  # exit status of a rank that has lost another, or the network: the same command may succeed
 WAIT = 6.0  # seconds in which the rank that failed first can end the others; their heartbeats ask every two
 
 

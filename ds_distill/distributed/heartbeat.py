@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store
 
+from ds_distill.utils.errors import LOST_STATUS
 from ds_distill.utils.progress import main_thread_position, progress_count
 from ds_distill.utils.step_clock import STEPS
 
@@ -23,7 +24,7 @@ PATIENCE = 30.0  # seconds without a heartbeat; a rank that is only slow still s
 STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
 GIVE_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
 _EVERY = 2.0
-_LOST, _MISTAKE = 3, 2  # exit statuses: a rank is lost; one has reported why it ends
+_MISTAKE = 2  # exit status where another rank has reported why it ends
 _FAILED = "failed"  # begins the verdict of a rank that ends by itself, and says why
 NAMED = 8  # the most ranks that a sentence names
 
@@ -97,7 +98,7 @@ class Heartbeat:
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
                 # the rank that gave the verdict reports it, and then ends by itself; a lost rank reads none
                 failed = verdict.startswith(_FAILED.encode())
-                self._leave(self.world if failed else self.world - 1, _MISTAKE if failed else _LOST)
+                self._leave(self.world if failed else self.world - 1, _MISTAKE if failed else LOST_STATUS)
 
     def end_job(self) -> None:
         """End the other ranks without a word, since this one has printed why it ends.
@@ -202,7 +203,7 @@ class Heartbeat:
             self._report(self._describe_silence())
         self._leave(self.world - 1)
 
-    def _leave(self, living: int, status: int = _LOST) -> None:
+    def _leave(self, living: int, status: int = LOST_STATUS) -> None:
         """End this rank, after it has let `living` ranks read the verdict."""
         self._wait_until_read(living)
         os._exit(status)
@@ -229,7 +230,7 @@ class Heartbeat:
                 f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: "
                 "its host or the network is down"
             )
-        os._exit(_LOST)
+        os._exit(LOST_STATUS)
 
     def _describe_silence(self) -> str:
         return f"rank {self.neighbor} (host {self.neighbor_host}) has sent no heartbeat for {self.patience:.0f} s"

@@ -142,7 +142,8 @@ def _check() -> None:
             raise UserError(
                 f"RANK = {rank} in the environment: WORLD_SIZE = {world} has ranks 0 to {world - 1}; {REMEDY}"
             )
-        _number("LOCAL_SIZE"), _number("LOCAL_WORLD_SIZE")
+        for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+            _number(name)  # they are read later, and are refused here
         for name, usual in (("LOCAL_RANK", "0"), ("MASTER_PORT", "29500")):
             if _number(name) is None:
                 os.environ[name] = usual
@@ -167,6 +168,6 @@ def _check_accelerator() -> None:
 
 def _number(name: str) -> int | None:
     value = os.environ.get(name, "")
-    if value and not (value.isascii() and value.isdecimal()):
+    if value and not schedulers.is_whole_number(value):
         raise UserError(f"{name} = {value} in the environment: must be a whole number; {REMEDY}")
     return int(value) if value else None

@@ -131,7 +131,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _number(options: Mapping[str, str], found: Mapping[str, str], name: str, default: str) -> int:
     value = options.get(name) or found.get(name) or default
-    if not (value.isascii() and value.isdecimal()):
+    if not schedulers.is_whole_number(value):
         where = "" if options.get(name) else ", from the environment"
         raise UserError(f"--{name} {value}{where}: must be a whole number")
     return int(value)

@@ -73,7 +73,7 @@ VARIABLES = tuple(dict.fromkeys(name for s in SCHEDULERS for name in (s.rank, s.
 
 def find_scheduler(environment: Mapping[str, str] = os.environ) -> Scheduler | None:
     """Return what has started this process as one of several, or None."""
-    found = [s for s in SCHEDULERS if environment.get(s.rank) and _is_number(environment.get(s.size, ""))]
+    found = [s for s in SCHEDULERS if environment.get(s.rank) and is_whole_number(environment.get(s.size, ""))]
     # srun --mpi=pmi2 sets the rank and the size of PMI too, but no local rank
     found.sort(key=lambda scheduler: not environment.get(scheduler.local_rank))
     return found[0] if found and int(environment[found[0].size]) > 1 else None
@@ -111,7 +111,7 @@ def processes_per_host(environment: Mapping[str, str] = os.environ) -> int | Non
             return None
         counts += [int(match[1])] * int(match[2] or 1)
     host = environment.get("SLURM_NODEID", "") if len(counts) > 1 else "0"
-    return counts[int(host)] if _is_number(host) and int(host) < len(counts) else None
+    return counts[int(host)] if is_whole_number(host) and int(host) < len(counts) else None
 
 
 def starts_nodes(environment: Mapping[str, str] = os.environ) -> bool:
@@ -155,12 +155,13 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
     )
 
 
-def _is_number(value: str) -> bool:
+def is_whole_number(value: str) -> bool:
+    """Return whether a variable's value is a whole number from 0, in ASCII digits alone."""
     return value.isascii() and value.isdecimal()
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, "")
-    if value and not _is_number(value):
+    if value and not is_whole_number(value):
         raise UserError(f"{name} = {value} in the environment: must be a whole number; unset it, or start the job anew")
     return int(value) if value else default

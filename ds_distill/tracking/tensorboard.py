@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,24 +31,23 @@ class TensorBoard:
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Write scalars as one event; add_scalar for each would take 1 % of a step of 60 ms."""
         shown = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
-        with self._giving_up():
-            if self._writer is not None:
-                cast(FileWriter, self._writer.file_writer).add_summary(Summary(value=shown), step)
+        self._use(lambda writer: cast(FileWriter, writer.file_writer).add_summary(Summary(value=shown), step))
 
     def flush(self) -> None:
         """Write out the events that wait."""
-        with self._giving_up():
-            if self._writer is not None:
-                self._writer.flush()
+        self._use(SummaryWriter.flush)
 
     def close(self, finished: bool) -> None:
         """Write out all events."""
-        with self._giving_up():
-            if self._writer is not None:
-                self._writer.close()
+        self._use(SummaryWriter.close)
+
+    def _use(self, action: Callable[[SummaryWriter], Any]) -> None:
+        if self._writer is not None:
+            with self._giving_up():
+                action(self._writer)
 
     @contextlib.contextmanager
-    def _giving_up(self):
+    def _giving_up(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -5,6 +5,9 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
+# exit status of a process that has lost another rank, the network or its lock: the same command may succeed
+LOST_STATUS = 3
+
 
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key or file, the value and the remedy."""

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
 from ds_distill.utils.console import log
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import LOST_STATUS, UserError
 from ds_distill.utils.progress import note_progress
 
 RENEW = 10.0  # seconds between two renewals of a lease
 EXPIRE = 180.0  # seconds without one after which the holder counts as dead
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without flock
-_LOST = 3  # exit status
 
 
 def boot_id() -> str:
@@ -233,7 +232,7 @@ class FolderLock:
                 if not self._is_mine():
                     if not self._ended.is_set():
                         print(f"\nds-distill: {self._describe_loss()}", file=sys.stderr, flush=True)
-                        os._exit(_LOST)
+                        os._exit(LOST_STATUS)
                     return
                 self._renewals += 1
                 with open(self.lease, "r+b") as file:  # written in place, since a file of that name may never come anew

@@ -9,7 +9,7 @@ from tests.start import run_ranks
 
 
 @pytest.mark.promise("A rank that cannot write its part of a checkpoint in the background ends the job on every rank")
-@pytest.mark.promise("Every rank writes, sums and syncs its own files of a checkpoint, while the training goes on")
+@pytest.mark.promise("Every rank writes, sums and syncs its own files of a checkpoint, while the training continues")
 def test_ranks_write_their_own_files_and_agree(tmp_path):
     world, folder = 2, tmp_path / "checkpoints"
     output = run_ranks(world, "tests.distributed.saving_worker", folder)

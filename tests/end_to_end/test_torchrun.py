@@ -80,7 +80,7 @@ def test_a_restart_resumes(distillation, tmp_path, rendezvous):
 
 @pytest.mark.long
 @pytest.mark.promise("torchrun starts a job anew after a lost rank, and it resumes from its checkpoint, bit-equal")
-def test_a_job_goes_on_with_the_ranks_that_are_left(distillation, tmp_path):
+def test_a_job_continues_with_the_ranks_that_are_left(distillation, tmp_path):
     """Two agents of two ranks each; one is lost with its ranks, as a node is."""
     port = free_port()
     where = ["--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
