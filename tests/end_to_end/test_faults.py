@@ -256,6 +256,7 @@ def endless(world, common, tmp_path):
 
 
 @pytest.mark.promise("A slow rank, and a clock that jumps an hour forth and back, are tolerated")
+@pytest.mark.long
 @pytest.mark.promise(
     "A rank that is killed ends the job within a minute: one sentence, no orphan, the last checkpoint whole"
 )

@@ -5,6 +5,7 @@ An interrupted comparison must resume.
 
 import json
 
+import pytest
 import torch
 
 from tests.start import Process
@@ -42,12 +43,18 @@ def compare(world, output, *options):
     return Process("benchmarks.training.time_to_loss", *words).wait()
 
 
-def test_all_train_for_the_same_time_and_a_comparison_resumes(world, tmp_path):
-    folder = tmp_path / "comparison"
+@pytest.fixture(scope="module")
+def comparison(world, tmp_path_factory):
+    """Return the folder of a finished comparison, and its summary."""
+    folder = tmp_path_factory.mktemp("time_to_loss") / "comparison"
     done = compare(world, folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
     assert "ahead in every metric at" in done.stdout and (folder / "time_to_loss.png").is_file()
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_all_train_for_the_same_time(world, comparison):
+    folder, result = comparison
     for row in result["trainers"]:
         assert row["minutes"] >= MINUTES - row["s/step"] / 120 and row["steps"] > 2
     for name in ("plain_bf16", "engine"):
@@ -60,6 +67,11 @@ def test_all_train_for_the_same_time_and_a_comparison_resumes(world, tmp_path):
 
     other = compare(world, folder, "--minutes", 1)
     assert other.returncode == 2 and "holds a comparison with other options" in other.stderr
+
+
+@pytest.mark.long
+def test_a_comparison_resumes(world, comparison):
+    folder, result = comparison
     other = compare(world, folder, "--heldout", world / "text.txt")
     assert other.returncode == 2 and "holds a comparison with other options" in other.stderr
 

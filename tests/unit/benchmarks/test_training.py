@@ -53,7 +53,9 @@ def test_variants_are_processes_with_an_environment_of_their_own():
 @pytest.mark.parametrize(
     "broken, raised, message",
     [
-        (ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
+        pytest.param(
+            *(ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"), marks=pytest.mark.long
+        ),
         (UserError("give another"), UserError, "odd: give another$"),
     ],
 )

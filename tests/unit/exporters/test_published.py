@@ -377,7 +377,7 @@ def test_a_folder_without_weights_does_not_hide_the_hubs_model(cached, tmp_path)
     )
 
 
-@pytest.mark.parametrize("limit", [0, 50_000])
+@pytest.mark.parametrize("limit", [pytest.param(0, marks=pytest.mark.long), 50_000])
 def test_weights_beyond_one_file_lie_beside_it(student, tmp_path, monkeypatch, limit):
     """Weights go beside the file, as for a model beyond 2 GiB, which protobuf cannot write.
 

@@ -128,7 +128,10 @@ def noted(run, outputs: list):
 
 # Each setting runs with BERT and with every second other family; the tasks take turns.
 CASES = [
-    (family, what, ("sst2", "mrpc", "stsb", "mnli")[(i + j) % 4])
+    pytest.param(
+        *(family, what, ("sst2", "mrpc", "stsb", "mnli")[(i + j) % 4]),
+        marks=() if family in ("bert", "roberta") else pytest.mark.long,
+    )
     for i, family in enumerate(FAMILIES)
     for j, what in enumerate([*SETTINGS, "in tokenizer.json"])
     if family == "bert" or (i + j) % 2

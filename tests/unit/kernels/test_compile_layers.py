@@ -96,7 +96,7 @@ def test_compiled_blocks_compute_what_the_models_own_do():
         assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     """The gradient must equal the central differences of the loss, which is smooth in the weights for a fixed seed."""
     needs_compile()
