@@ -19,7 +19,7 @@ from ds_distill.config.recipe_file import (
 )
 from ds_distill.config.training import Training
 from ds_distill.config.unknown_keys import unknown_key_message
-from ds_distill.config.values import UserPath, convert
+from ds_distill.config.values import Name, UserPath, convert
 from ds_distill.tracking.choice import Tracker
 from ds_distill.utils.errors import UserError
 
@@ -35,6 +35,8 @@ class Student:
         num_layers: Number of layers; half the teacher's by default.
         hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
             rows and columns of the teacher's weights.
+        family: Family of the student's class, by its model_type: "bert" keeps the token types of a BERT, whose
+            student is otherwise a DistilBERT, which has none. By default the one that the teacher's family names.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
             they were sinusoidal before BERT's overwrote them.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,
@@ -45,6 +47,7 @@ class Student:
     init_layers: str | list[int] = "every_other"
     num_layers: int | None = None
     hidden_size: int | None = None
+    family: Name | None = None
     freeze_positions: bool = False
     from_: UserPath | None = None
 
@@ -154,10 +157,10 @@ class Recipe:
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
         if self.student.from_ is not None:
-            for key in ("init_layers", "num_layers", "hidden_size"):
+            for key in ("init_layers", "num_layers", "hidden_size", "family"):
                 if (value := getattr(self.student, key)) != (default := getattr(Student(), key)):
                     raise UserError(
-                        f"student.from = {self.student.from_}: the student keeps the layers and the width of that "
+                        f"student.from = {self.student.from_}: the student keeps the class and the shape of that "
                         f"model, so student.{key} = {value} cannot apply; leave it out, or set it to "
                         f"{'null' if default is None else default}"
                     )
@@ -290,8 +293,9 @@ class Recipe:
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
         keys["losses.match"] = [_match_identity(match) for match in keys["losses.match"]]
-        if not keys["data.clean_fraction"]:
-            del keys["data.clean_fraction"]  # nor this one
+        for key in ("data.clean_fraction", "student.family"):
+            if not keys[key]:
+                del keys[key]  # nor these
         if self.stages:
             keys["stages"] = [asdict(stage) for stage in self.stages]
         else:

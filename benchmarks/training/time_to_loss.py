@@ -109,6 +109,7 @@ def run_trainer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Pat
             teacher,
             init_layers=recipe.student.init_layers,
             num_layers=recipe.student.num_layers,
+            family=recipe.student.family,
             dropout=t.dropout,
             seed=t.seed,
         )

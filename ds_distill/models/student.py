@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.models.families.family import Family
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.utils.console import log
@@ -101,6 +102,7 @@ def build_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    family: str | None = None,
     dropout: float = 0.1,
     seed: int = 0,
     freeze_positions: bool = False,
@@ -116,17 +118,18 @@ def build_student(
         num_layers: As `student_layers` in `resolve_layer_map`.
         hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
             heads and starts from the first rows and columns of the teacher's weights.
+        family: The student's family, by default the usual one of the teacher's students.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
         freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
             and therefore frozen positions, which BERT's then overwrite, so their positions were
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
             these.
-        from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers and
-            hidden_size are then without meaning.
+        from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size
+            and family are then without meaning.
 
     Raises:
-        UserError: The layer map, width or dropout is unfit, the teacher's decoder is not tied, or the model
+        UserError: The layer map, width, family or dropout is unfit, the teacher's decoder is not tied, or the model
             `from_` is not complete or has another vocabulary.
 
     A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have.
@@ -136,6 +139,7 @@ def build_student(
         init_layers=init_layers,
         num_layers=num_layers,
         hidden_size=hidden_size,
+        family=family,
         dropout=dropout,
         freeze_positions=freeze_positions,
         from_=from_,
@@ -143,7 +147,7 @@ def build_student(
     if layer_map is not None:  # a random start copies nothing, so nothing has to fit
         if head:
             check_tied(teacher_model)
-        _warn_of_eps(teacher_model)
+        _warn_of_eps(teacher_model, get_family_by_type(config.model_type))
     if from_ is not None:
         student = load_start(find_start(from_), dropout=dropout, head=head)
     else:
@@ -191,6 +195,7 @@ def plan_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    family: str | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
     from_: str | None = None,
@@ -200,14 +205,14 @@ def plan_student(
     The layer map is that of `resolve_layer_map`; None where the student starts from another model.
 
     Raises:
-        UserError: The layer map, width or dropout is unfit.
+        UserError: The layer map, width, family or dropout is unfit.
     """
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
     if from_ is not None:
         return None, plan_copy(find_start(from_), teacher, dropout)
-    family = get_family_by_type(teacher.model_type)
-    dims = family.dims(teacher)
+    teacher_family = get_family_by_type(teacher.model_type)
+    dims, student_class = teacher_family.dims(teacher), teacher_family.student_class(family)
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
     if layer_map is not None:
         depth = len(layer_map)
@@ -219,13 +224,13 @@ def plan_student(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
             f"at most its width {dims.width}"
         )
-    student = family.student_family
+    student = student_class.family if student_class else teacher_family
     if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
             "start from the teacher's layers"
         )
-    config = family.student.make_config(teacher) if family.student else _without_task(teacher)
+    config = student_class.make_config(teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
         heads=dims.heads * hidden // dims.width,
@@ -292,10 +297,9 @@ def check_tied(teacher: PreTrainedModel) -> None:
         )
 
 
-def _warn_of_eps(teacher: PreTrainedModel) -> None:
-    """Warn where the student cannot have its teacher's LayerNorm eps."""
-    family = get_family(teacher)
-    student, eps = family.student_family, family.eps or teacher.config.layer_norm_eps
+def _warn_of_eps(teacher: PreTrainedModel, student: Family) -> None:
+    """Warn where a student of this family cannot have its teacher's LayerNorm eps."""
+    eps = get_family(teacher).eps or teacher.config.layer_norm_eps
     if student.eps and eps != student.eps:
         log(
             f"warning: the teacher's layer_norm_eps is {eps:g}, {student.name}'s is fixed at {student.eps:g}: "
@@ -311,16 +315,16 @@ def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_
     and columns. A student of another class translates its names, see StudentClass. Where only the student has a
     masked-LM head, the head stays as it is, but for a decoder that is tied to its word embeddings.
     """
-    family = get_family(teacher)
-    student_family = family.student_family
+    family, student_family = get_family(teacher), get_family(student)
+    student_class = family.student_class(student_family.name)
     student_layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
     # names are those of a masked-LM model, and a tied parameter has two
     before = "" if family.prefix(teacher) else f"{family.encoder}."
     source: dict[str, Tensor] = {
         f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
     }
-    renames = family.student.renames if family.student else {}
-    source = family.student.fold(source) if family.student else source
+    renames = student_class.renames if student_class else {}
+    source = student_class.fold(source) if student_class else source
     before = "" if student_family.prefix(student) else f"{student_family.encoder}."
     new_head = student_family.has_head(student) and not family.has_head(teacher)
     for name, target in student.named_parameters(remove_duplicate=not new_head):

@@ -15,7 +15,14 @@ from ds_distill.run_folder import RunFolder
 
 Row = Mapping[str, Any]
 TEACHER = "teacher"  # the name of a teacher that has no run of its own in the report
-STUDENT_KEYS = ("teacher", "student.num_layers", "student.hidden_size", "student.init_layers", "training.max_tokens")
+STUDENT_KEYS = (
+    "teacher",
+    "student.num_layers",
+    "student.hidden_size",
+    "student.family",
+    "student.init_layers",
+    "training.max_tokens",
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ds_distill.utils.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
@@ -76,7 +78,7 @@ class Family:
         decoder: The vocabulary `nn.Linear`.
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
-        student: The class of its students, or None for its own.
+        student: The class of its students if no other is asked for, or None for its own.
         ffn: Within a layer, the feed-forward's inner linear and the activation after it.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
             by side; None where there are none, as where one module computes all three.
@@ -100,10 +102,21 @@ class Family:
     sinusoidal: str | None = None
     has_pooler: bool = True
 
-    @property
-    def student_family(self) -> Family:
-        """The family of its students."""
-        return self.student.family if self.student else self
+    def student_class(self, name: str | None = None) -> StudentClass | None:
+        """Return the class of a student of the family `name`, by default the usual one; None for the teacher's own.
+
+        Raises:
+            UserError: No student of that family can be made of this one.
+        """
+        if name is None or (self.student and name == self.student.family.name):
+            return self.student
+        if name == self.name:
+            return None
+        names = [self.student.family.name] if self.student else []
+        raise UserError(
+            f"student.family = {name}: a student of a {self.name} can be a {' or a '.join([*names, self.name])}; "
+            "give one of these, or leave it out"
+        )
 
     def set_dropout(self, config: Any, dropout: float, heads: bool = False) -> None:
         """Set the dropout of hidden states and attention in `config`; with heads, that of a task's head as well."""

@@ -121,6 +121,30 @@ def test_what_distilbert_cannot_be_is_said(capsys):
     build_student(untied, init_layers="random")
 
 
+def test_a_berts_student_may_be_a_bert_and_keeps_its_token_types():
+    teacher = randomised(tiny_bert(4))
+    student = build_student(teacher, init_layers=[0, 1, 2, 3], family="bert", dropout=0.3).eval()
+    assert type(student) is type(teacher) and student.config.hidden_dropout_prob == 0.3
+    types = torch.arange(tokens().shape[1]).expand_as(tokens()) % 2
+    with torch.no_grad():
+        expected = teacher(tokens(), token_type_ids=types).logits
+        assert (student(tokens(), token_type_ids=types).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    half = build_student(teacher, hidden_size=16, family="bert")
+    words = teacher.bert.embeddings.token_type_embeddings.weight
+    assert torch.equal(half.bert.embeddings.token_type_embeddings.weight, words[:, :16])
+    assert type(build_student(teacher, family="distilbert")) is type(build_student(teacher))
+    bare = build_student(teacher, family="bert", head=False)
+    assert bare.config.model_type == "bert" and bare.pooler is None
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "names"), [(tiny_bert, "robrta", "distilbert or a bert"), (tiny_roberta, "bert", "roberta")]
+)
+def test_a_family_that_a_student_cannot_have_is_refused(make, given, names):
+    with pytest.raises(UserError, match=rf"student\.family = {given}: .* can be a {names}; give one of these"):
+        plan_student(make().config, family=given)
+
+
 def test_a_roberta_student_keeps_what_roberta_has():
     teacher = tiny_roberta(4)
     student = build_student(teacher, dropout=0.3)
