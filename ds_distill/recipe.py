@@ -35,6 +35,8 @@ class Student:
         num_layers: Number of layers; half the teacher's by default.
         hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
             rows and columns of the teacher's weights.
+        intermediate_size: Width of the feed-forward layers; by default the teacher's, reduced as hidden_size is. A
+            smaller one is initialized from the first columns of the teacher's.
         family: Family of the student's class, by its model_type: "bert" keeps the token types of a BERT, whose
             student is otherwise a DistilBERT, which has none. By default the one that the teacher's family names.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
@@ -47,6 +49,7 @@ class Student:
     init_layers: str | list[int] = "every_other"
     num_layers: int | None = None
     hidden_size: int | None = None
+    intermediate_size: int | None = None
     family: Name | None = None
     freeze_positions: bool = False
     from_: UserPath | None = None
@@ -157,7 +160,7 @@ class Recipe:
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
         if self.student.from_ is not None:
-            for key in ("init_layers", "num_layers", "hidden_size", "family"):
+            for key in ("init_layers", "num_layers", "hidden_size", "intermediate_size", "family"):
                 if (value := getattr(self.student, key)) != (default := getattr(Student(), key)):
                     raise UserError(
                         f"student.from = {self.student.from_}: the student keeps the class and the shape of that "
@@ -293,7 +296,7 @@ class Recipe:
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
         keys["losses.match"] = [_match_identity(match) for match in keys["losses.match"]]
-        for key in ("data.clean_fraction", "student.family"):
+        for key in ("data.clean_fraction", "student.intermediate_size", "student.family"):
             if not keys[key]:
                 del keys[key]  # nor these
         if self.stages:

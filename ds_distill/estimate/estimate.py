@@ -98,6 +98,7 @@ class Estimator:
                 init_layers="random",
                 num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
                 hidden_size=recipe.student.hidden_size,
+                intermediate_size=recipe.student.intermediate_size,
                 family=recipe.student.family,
                 dropout=training.dropout,
             )

@@ -102,6 +102,7 @@ def build_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    intermediate_size: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     seed: int = 0,
@@ -118,6 +119,8 @@ def build_student(
         num_layers: As `student_layers` in `resolve_layer_map`.
         hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
             heads and starts from the first rows and columns of the teacher's weights.
+        intermediate_size: The width of its feed-forward layers, by default the teacher's, reduced as the width is. A
+            smaller one starts from the first columns of the teacher's.
         family: The student's family, by default the usual one of the teacher's students.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
@@ -125,12 +128,12 @@ def build_student(
             and therefore frozen positions, which BERT's then overwrite, so their positions were
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
             these.
-        from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size
-            and family are then without meaning.
+        from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size,
+            intermediate_size and family are then without meaning.
 
     Raises:
-        UserError: The layer map, width, family or dropout is unfit, the teacher's decoder is not tied, or the model
-            `from_` is not complete or has another vocabulary.
+        UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, or
+            the model `from_` is not complete or has another vocabulary.
 
     A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have.
     """
@@ -139,6 +142,7 @@ def build_student(
         init_layers=init_layers,
         num_layers=num_layers,
         hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         family=family,
         dropout=dropout,
         freeze_positions=freeze_positions,
@@ -195,6 +199,7 @@ def plan_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    intermediate_size: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
@@ -205,7 +210,7 @@ def plan_student(
     The layer map is that of `resolve_layer_map`; None where the student starts from another model.
 
     Raises:
-        UserError: The layer map, width, family or dropout is unfit.
+        UserError: The layer map, a width, the family or the dropout is unfit.
     """
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
@@ -224,6 +229,11 @@ def plan_student(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
             f"at most its width {dims.width}"
         )
+    inner = dims.feed_forward * hidden // dims.width if intermediate_size is None else intermediate_size
+    if not 1 <= inner <= dims.feed_forward:
+        raise UserError(
+            f"student.intermediate_size = {inner}: give a whole number from 1 to the teacher's {dims.feed_forward}"
+        )
     student = student_class.family if student_class else teacher_family
     if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
@@ -235,7 +245,7 @@ def plan_student(
         depth=depth,
         heads=dims.heads * hidden // dims.width,
         width=hidden,
-        feed_forward=dims.feed_forward * hidden // dims.width,
+        feed_forward=inner,
     )
     for key, value in zip(student.names.dims, narrower, strict=True):
         setattr(config, key, value)

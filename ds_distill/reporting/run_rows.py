@@ -19,6 +19,7 @@ STUDENT_KEYS = (
     "teacher",
     "student.num_layers",
     "student.hidden_size",
+    "student.intermediate_size",
     "student.family",
     "student.init_layers",
     "training.max_tokens",

@@ -137,6 +137,26 @@ def test_a_berts_student_may_be_a_bert_and_keeps_its_token_types():
     assert bare.config.model_type == "bert" and bare.pooler is None
 
 
+@pytest.mark.parametrize("make", FAMILIES)
+def test_narrower_feed_forward_layers_compute_with_the_teachers_first_columns(make):
+    teacher = randomised(make(2))
+    student = build_student(teacher, init_layers=[0, 1], intermediate_size=5).eval()
+    family = get_family(teacher)
+    for layer in family.get_layers(teacher):
+        (linear,) = (
+            part
+            for part in layer.modules()
+            if getattr(part, "in_features", 0) == family.dims(teacher.config).feed_forward
+        )
+        linear.weight.data[:, 5:] = 0
+    with torch.no_grad():
+        expected, actual = teacher(tokens()).logits, student(tokens()).logits
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for size in (0, family.dims(teacher.config).feed_forward + 1):
+        with pytest.raises(UserError, match=rf"student\.intermediate_size = {size}: give a whole number from 1 to"):
+            plan_student(teacher.config, intermediate_size=size)
+
+
 @pytest.mark.parametrize(
     ("make", "given", "names"), [(tiny_bert, "robrta", "distilbert or a bert"), (tiny_roberta, "bert", "roberta")]
 )
