@@ -130,7 +130,10 @@ def run(options) -> dict:
     )
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     columns = {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}
-    print(table([*rows, {"seed": "median"} | summary["metrics"]], columns))
+    rows.append({"seed": "median"} | summary["metrics"])
+    if "constant" in summary:
+        rows.append({"seed": "constant answer"} | summary["constant"])
+    print(table(rows, columns))
     return summary
 
 

@@ -23,6 +23,7 @@ from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, find_unpl
 from ds_distill.utils.errors import UserError
 
 Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
+EncodedDev = dict[str, tuple[Features, Gold]]  # the dev sets, by the names of their splits
 
 SENTENCES = 128  # tokens of an example that is not from SQuAD, unless finetune.max_length differs
 
@@ -98,7 +99,7 @@ class EncodedTask:
     """
 
     train: Features
-    dev: dict[str, tuple[Features, Gold]]
+    dev: EncodedDev
     length: int
     unplaced: int = 0
 
@@ -151,7 +152,7 @@ def encode_sets(
     return EncodedTask(encode_features(examples, tokenizer, length), dev, length)
 
 
-def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, Gold]]:
+def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> EncodedDev:
     """Return EncodedTask.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
     if not data.task.spans:
         examples = cast(dict[str, Examples], data.dev)

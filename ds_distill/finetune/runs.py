@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, EncodedTask, dev_sets, encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
-from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, ReportCallback, _Bar, score_model
+from ds_distill.finetune.trainer import (
+    SAVE_EVERY,
+    FinetuneTrainer,
+    ReportCallback,
+    _Bar,
+    answer_sets,
+    score_answers,
+)
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -33,6 +41,7 @@ from ds_distill.reporting.run_text import describe_device, describe_model
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
+from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.tasks.metrics import median, rank
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import log, log_event, log_header, progress, skip
@@ -89,8 +98,8 @@ def finetune(
 
     Returns:
         The summary: `metric` (the task's first), its median over seeds at the best point, `metrics`
-        (medians), `seeds` (those of each run), and the folder of the representative model, the
-        one at the median.
+        (medians), `seeds` (those of each run), `constant` (those of the constant answer, see
+        `tasks.dev_outputs`), and the folder of the representative model, the one at the median.
     """
     tokenizer = find_model_folder(model, "--model").tokenizer
     teacher_model = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
@@ -133,8 +142,10 @@ def finetune(
     summary, best = make_summary(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
     num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
+    kept = Path(summary["export"]).parent / FILE  # not there for a run of an earlier version
     return (
         summary
+        | ({"constant": DevOutputs.load(kept).score_constant()} if kept.is_file() else {})
         | {"examples": task_data.counts | {"train": num_train}}
         | not_read(task_data, sets, tokenizer)
         | {"parameters": student.num_parameters()}
@@ -370,8 +381,10 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
             plan.device  # type: ignore[arg-type]  # wrong in transformers
         )
         reader = load_tokenizer(folder / "model")
-        saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-        metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+        dev = dev_sets(plan.data, reader, reader.model_max_length)
+        answers = answer_sets(plan.task, final, dev, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+        metrics = score_answers(plan.task, dev, answers)
+        collect_outputs(plan.data, point.max_train_samples, dev, answers).save(folder / FILE)
         trackers.log({f"dev/{name}": value for name, value in metrics.items()}, trainer.state.global_step)
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")

@@ -10,17 +10,20 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import EncodedTask
+from ds_distill.finetune.data import EncodedDev, EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
-from ds_distill.tasks.squad import Questions, Spans, postprocess_spans, squad_scores
+from ds_distill.tasks.squad import Answer, Questions, Spans, postprocess_spans, squad_scores
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
+
+# A model's answers by dev set: fp32 [examples, classes], or the answers to questions.
+DevAnswers = dict[str, np.ndarray | list[Answer]]
 
 SAVE_EVERY = 200  # steps
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
@@ -73,12 +76,16 @@ class FinetuneTrainer(Trainer):
 def score_model(
     task: Task, model: PreTrainedModel, sets: EncodedTask, collator: Collator, batch: int, what: str
 ) -> Measured:
-    """Return the task's figures on its dev sets.
+    """Return the task's figures on its dev sets, see `score_answers`."""
+    return score_answers(task, sets.dev, answer_sets(task, model, sets.dev, collator, batch, what))
 
-    The figures of a second dev set have its name before theirs.
-    """
-    figures: Measured = {}
-    for number, (split, (features, gold)) in enumerate(sets.dev.items()):
+
+def answer_sets(
+    task: Task, model: PreTrainedModel, dev: EncodedDev, collator: Collator, batch: int, what: str
+) -> DevAnswers:
+    """Return a model's answers to each dev set."""
+    answers: DevAnswers = {}
+    for split, (features, gold) in dev.items():
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(
@@ -87,11 +94,23 @@ def score_model(
             )
         if task.spans:
             questions, spans = cast(tuple[Questions, Spans], gold)
-            split_figures = squad_scores(
-                questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
-            )
+            answers[split] = postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
         else:
-            split_figures = scores(task.metrics, np.stack(outputs), cast(np.ndarray, gold))
+            answers[split] = np.stack(outputs)
+    return answers
+
+
+def score_answers(task: Task, dev: EncodedDev, answers: DevAnswers) -> Measured:
+    """Return the task's figures on its dev sets.
+
+    The figures of a second dev set have its name before theirs.
+    """
+    figures: Measured = {}
+    for number, (split, (_, gold)) in enumerate(dev.items()):
+        if task.spans:
+            split_figures = squad_scores(cast(tuple[Questions, Spans], gold)[0], cast(list[Answer], answers[split]))
+        else:
+            split_figures = scores(task.metrics, cast(np.ndarray, answers[split]), cast(np.ndarray, gold))
         figures |= (
             split_figures
             if number == 0

@@ -23,11 +23,13 @@ from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.dev_outputs import score_again
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.losses.task_distillation import hidden_cosine_loss, temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.utils.errors import UserError
 
 SIZES = {
@@ -288,6 +290,28 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         other["settings"]["learning_rate"] == 1e-4
         and json.loads((left / "settings.json").read_text())["asked"]["epochs"] == 2
     )
+
+
+def test_what_a_run_answered_is_kept_and_can_be_made_again(world, tmp_path):
+    """The task has two dev sets; of each, every example's answer gives the run's own score."""
+    point = FinetuneConfig(epochs=1, learning_rate=1e-3, precision="fp32", max_train_samples=30)
+    task, data = get_task("mnli"), str(world / "mnli")
+    summary = runs.finetune(task, str(world / "bert"), tmp_path / "a", points=[point], seeds=[0], data=data)
+    kept = DevOutputs.load(tmp_path / "a" / "seed=0" / FILE)
+    for part, metric in (("dev", "accuracy"), ("dev_mismatched", "mismatched_accuracy")):
+        right = kept.arrays[f"{part}.predicted"] == kept.arrays[f"{part}.labels"]
+        assert len(right) == 40 and right.mean() == summary["metrics"][metric]
+    assert summary["constant"] == {"accuracy": 14 / 40, "mismatched_accuracy": 14 / 40}
+    (tmp_path / "a" / "seed=0" / FILE).unlink()
+    again = score_again(tmp_path / "a" / "seed=0", load_data(task, data))
+    assert again.data == kept.data and all(
+        np.array_equal(again.arrays[name], kept.arrays[name]) for name in kept.arrays
+    )
+    assert (tmp_path / "a" / "seed=0" / FILE).is_file()
+    changed = load_data(task, data)
+    changed.dev["validation_matched"].labels = [(int(answer) + 1) % 3 for answer in kept.arrays["dev.predicted"]]
+    with pytest.raises(UserError, match="its accuracy was .* on the files that there are now; give the data that"):
+        score_again(tmp_path / "a" / "seed=0", changed)
 
 
 def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
