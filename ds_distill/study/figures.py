@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ds_distill.reporting.heldout import shared_kind, with_error
 from ds_distill.reporting.tables import NOT_RUN
 from ds_distill.study.plan import TASK_DISTILLATION, TEACHER
 from ds_distill.tasks.catalog import TASKS
 
+CONSTANT_ANSWER = "constant answer"
 NOT_MEASURED = "–"  # shown where there was nothing to measure a figure on
 
 
@@ -49,18 +50,33 @@ def missing_mean_text(row: dict | None, tasks: list[str]) -> str:
     return NOT_MEASURED if row and tasks and all(task in row["tasks"] for task in tasks) else NOT_RUN
 
 
-def retained_share(row: dict, teacher: dict | None, tasks: list[str]) -> str:
+def retained_share(row: dict, teacher: dict | None, tasks: list[str], constant: dict | None = None) -> str:
     """Return a model's mean as a share of its teacher's, over the tasks that both were run on.
 
-    The text names these tasks where they are not all of `tasks`.
+    With the row of the constant answer, the share is of what lies above its mean. The text names
+    the tasks where they are not all of `tasks`.
     """
-    shared = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
-    mean, teacher_mean = mean_score(row, shared), mean_score(teacher, shared) if teacher else None
-    if mean is None or teacher_mean is None:
+    others = [teacher or {"tasks": {}}, *([constant] if constant else [])]
+    shared = [task for task in tasks if all(task in other["tasks"] for other in (row, *others))]
+    means = [mean_score(other, shared) for other in (row, *others)]
+    if None in means:
         return missing_mean_text(row, shared)
-    if teacher_mean <= 0:
+    mean, teacher_mean, floor = cast(list[float], [*means, 0.0][:3])
+    if teacher_mean <= floor:
         return NOT_MEASURED
-    return f"{100 * mean / teacher_mean:.1f} %" + (f", of {', '.join(shared)}" if len(shared) < len(tasks) else "")
+    share = 100 * (mean - floor) / (teacher_mean - floor)
+    return f"{share:.1f} %" + (f", of {', '.join(shared)}" if len(shared) < len(tasks) else "")
+
+
+def make_constant_row(rows: list[dict]) -> dict | None:
+    """Return the constant answer's scores in the form of a model's row; None where no task has them."""
+    tasks: dict[str, dict] = {}
+    for row in rows:
+        for task, result in row["tasks"].items():
+            if scores := result.get("constant"):
+                scores = dict.fromkeys(result["metrics"]) | scores
+                tasks.setdefault(task, {"metric": result["metric"], "metrics": scores, "seeds": [scores]})
+    return {"model": CONSTANT_ANSWER, "tasks": tasks} if tasks else None
 
 
 def means_by_seed(row: dict, tasks: list[str]) -> list[float | None]:

@@ -438,7 +438,7 @@ def collect_rows(study: Study, output: Path) -> list[dict]:
                 summary = json.loads(file.read_text(encoding="utf-8"))
                 row["tasks"][task] = {
                     key: summary[key]
-                    for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")
+                    for key in ("metric", "metrics", "seeds", "constant", "examples", "truncated", "left_out")
                     if key in summary
                 }
                 if "parameters" in summary:

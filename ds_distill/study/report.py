@@ -17,6 +17,8 @@ from ds_distill.reporting.runs import is_run, label_runs, read_record
 from ds_distill.reporting.tables import table
 from ds_distill.run_folder import RunFolder
 from ds_distill.study.benchmark_sections import make_benchmark_section
+from ds_distill.study.comparisons import comparison_sections
+from ds_distill.study.outputs import load_outputs
 from ds_distill.study.plan import Study, collect_rows
 from ds_distill.study.score_tables import data_set_table, other_metrics_table, retention_table, task_tables
 from ds_distill.study.student_tables import ablation_table, pretraining_section
@@ -105,10 +107,17 @@ def _students(study: Path) -> list[Path]:
 def make_study_sections(folder: Path, picture: Path) -> list[Section]:
     """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    rows = collect_rows(Study.from_dict(plan), folder)
+    study = Study.from_dict(plan)
+    rows = collect_rows(study, folder)
+    outputs = load_outputs(study, folder, rows)
+    for row in rows:
+        for task, result in row["tasks"].items():
+            if "constant" not in result and row["model"] in outputs[task].runs:  # as an earlier version wrote it
+                result["constant"] = outputs[task].runs[row["model"]][0].score_constant()
     sections = [section for section in (retention_table(rows, plan["tasks"]),) if section] + task_tables(
         rows, plan["tasks"]
     )
+    sections += comparison_sections(rows, plan["tasks"], outputs)
     if others := other_metrics_table(rows, plan["tasks"]):
         sections.append(others)
     if ablation := ablation_table(rows, plan["tasks"], plan["students"]):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 
 from ds_distill.reporting.pages import Section
+from ds_distill.reporting.tables import NOT_RUN
 from ds_distill.study.figures import (
+    NOT_MEASURED,
     find_teacher,
     format_score,
+    make_constant_row,
     mean_score,
     missing_mean_text,
     retained_share,
@@ -20,9 +23,27 @@ from ds_distill.tasks.catalog import GLUE, TASKS
 OTHER_TASKS = tuple(task for task in TASKS if task not in GLUE)
 
 
+CONSTANT_TEXT = (
+    "The constant answer is the one that scores best on the training labels if it is given to every example: for "
+    "accuracy the most frequent class, for F1 the class that it is of, for a correlation any (its score counts as 0), "
+    "for SQuAD no answer. The share above the constant answer is (model − constant) / (teacher − constant)."
+)
+
+
+def _constant_line(constant: dict, tasks: list[str]) -> dict[str, str]:
+    mean = mean_score(constant, tasks)
+    return {
+        "model": constant["model"],
+        "parameters": "–",
+        "mean": missing_mean_text(constant, tasks) if mean is None else f"{mean:.1f}",
+        "kept": "–",
+        "above": "–",
+    } | {task: format_score(constant["tasks"].get(task)) for task in tasks}
+
+
 def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
     """Return tables 1 and 2: one row per model with the share it keeps of its teacher, and the paper's rows."""
-    teacher = find_teacher(rows)
+    teacher, constant = find_teacher(rows), make_constant_row(rows)
     sections = []
     precisions = {
         seed["precision"]
@@ -45,8 +66,11 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
                     "mean": missing_mean_text(row, shown_tasks) if mean is None else f"{mean:.1f}",
                     "kept": retained_share(row, teacher, shown_tasks),
                 }
+                | ({"above": retained_share(row, teacher, shown_tasks, constant)} if constant else {})
                 | {task: format_score(row["tasks"].get(task)) for task in shown_tasks}
             )
+        if constant:
+            lines.append(_constant_line(constant, shown_tasks))
         first = next((row["model"] for row in rows if row is not teacher), "")  # the study's main student
         marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {TASK_DISTILLATION}"))
         for name, values in PAPER_SCORES.items():
@@ -67,12 +91,15 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean"} | (
             {"kept": "share of the teacher's mean"} if teacher else {}
         )
+        columns |= {"above": "share above the constant answer"} if teacher and constant else {}
         columns |= task_headings(shown_tasks)
         text = (
             "Scores in percent: medians over seeds, with the lowest and the highest in parentheses. The paper's rows "
             "are for comparison; they have the paper's own teacher and data, and the paper does not state which of a "
             "task's metrics it reports."
         )
+        if constant:
+            text += f" {CONSTANT_TEXT}"
         if "squad_v2" in shown_tasks:
             text += (
                 " For squad_v2, the threshold for giving no answer is the best one on the scored set itself, as in the "
@@ -102,6 +129,11 @@ def other_metrics_table(rows: list[dict], tasks: list[str]) -> Section | None:
         | {key: format_score(row["tasks"].get(task), name) for key, (task, name) in columns.items()}
         for row in rows
     ]
+    if constant := make_constant_row(rows):
+        lines.append(
+            {"model": constant["model"]}
+            | {key: format_score(constant["tasks"].get(task), name) for key, (task, name) in columns.items()}
+        )
     if "squad exact_match" in columns:
         lines += [{"model": name, "squad exact_match": f"{value:.1f}"} for name, value in PAPER_EXACT_MATCH.items()]
     column_headings = {key: f"{task} ({name.replace('_', ' ')})" for key, (task, name) in columns.items()}
@@ -115,9 +147,15 @@ def retention_table(rows: list[dict], tasks: list[str]) -> Section | None:
     teacher = find_teacher(rows)
     if teacher is None or len(tasks) < 2:
         return None
+    constant = make_constant_row(rows)
+
+    def share(row: dict, shown: list[str]) -> str:
+        kept = retained_share(row, teacher, shown)
+        has_above = constant and kept not in (NOT_RUN, NOT_MEASURED)
+        return f"{kept} ({retained_share(row, teacher, shown, constant)})" if has_above else kept
+
     lines = [
-        {"model": row["model"], "all": retained_share(row, teacher, tasks)}
-        | {task: retained_share(row, teacher, [task]) for task in tasks}
+        {"model": row["model"], "all": share(row, tasks)} | {task: share(row, [task]) for task in tasks}
         for row in rows
         if row is not teacher
     ]
@@ -126,6 +164,8 @@ def retention_table(rows: list[dict], tasks: list[str]) -> Section | None:
         "Each model's score as a share of its teacher's; medians over seeds. The paper's DistilBERT retains 97 % of "
         "BERT-base's mean on GLUE."
     )
+    if constant:
+        text += f" In parentheses is the share above the constant answer. {CONSTANT_TEXT}"
     return Section("Share of the teacher's scores that is retained", text, lines, columns)
 
 
