@@ -40,6 +40,8 @@ class FinetuneConfig:
             0.5.
         hidden_weight: Weight of 1 − cos between the last hidden states of teacher and student, which
             must have the same width. Above 0, the teacher runs in every step.
+        average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
+            the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
         precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
             CPU where a probe shows that it is faster, else fp32.
     """
@@ -56,6 +58,7 @@ class FinetuneConfig:
     hard_label_weight: float = 0.5
     soft_label_weight: float = 0.5
     hidden_weight: float = 0.0
+    average_weights: float = 0.0
     precision: PRECISIONS = "auto"
 
     def check(self) -> None:
@@ -79,6 +82,10 @@ class FinetuneConfig:
         for name, what in (("warmup_ratio", "a share of the steps"), ("dropout", "a share of the values")):
             if getattr(self, name) >= 1:
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be {what}, below 1")
+        if self.average_weights > 1:
+            raise UserError(
+                f"finetune.average_weights = {self.average_weights}: must be a share of the steps, at most 1"
+            )
         for name in (
             "max_length",
             "warmup_ratio",
@@ -87,6 +94,7 @@ class FinetuneConfig:
             "hard_label_weight",
             "soft_label_weight",
             "hidden_weight",
+            "average_weights",
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be at least 0")

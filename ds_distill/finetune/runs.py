@@ -28,6 +28,7 @@ from ds_distill.finetune.trainer import (
     answer_sets,
     score_answers,
 )
+from ds_distill.finetune.weight_average import WeightAverage
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -349,6 +350,15 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     if not cpu and arguments.device.type == "cuda":
         # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
         arguments._n_gpu = 1
+    # Trainer writes trainer_state.json last.
+    whole = {
+        int(file.parent.name.split("-")[1]): str(file.parent)
+        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    }
+    last = max(whole, default=0)
+    average = (
+        WeightAverage(model_to_train, point.average_weights, whole.get(last)) if point.average_weights > 0 else None
+    )
     trainer = FinetuneTrainer(
         model=model_to_train,
         args=arguments,
@@ -357,20 +367,17 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         settings=point,
         task=plan.task,
         teacher=plan.teacher,
+        average=average,
         callbacks=[_Bar(bar)],
     )
     trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
-    # Trainer writes trainer_state.json last.
-    whole = {
-        int(file.parent.name.split("-")[1]): str(file.parent)
-        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
-    }
-    last = max(whole, default=0)
     config = {"task": plan.task.name, "model": plan.model, "seed": seed, "finetune": asdict(point)}
     name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
     with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
         trainer.add_callback(ReportCallback(trackers))
         trainer.train(resume_from_checkpoint=whole.get(last))
+        if average:
+            average.apply()
         # A later scoring of the folder then reads examples as this run did.
         setattr(model_to_train.config, LENGTH_KEY, sets.length)
         fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedDev, EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.weight_average import WeightAverage
 from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
@@ -32,16 +33,34 @@ TRIM_HEAP_EVERY = 25
 
 
 class FinetuneTrainer(Trainer):
-    """A Trainer with batches of similar length, and with a teacher's soft targets when a batch has them."""
+    """A Trainer with batches of similar length, and with a teacher's soft targets when a batch has them.
 
-    def __init__(self, *args, settings: FinetuneConfig, task: Task, teacher: PreTrainedModel | None = None, **kwargs):
+    Its checkpoints hold the mean of the weights where there is one.
+    """
+
+    def __init__(
+        self,
+        *args,
+        settings: FinetuneConfig,
+        task: Task,
+        teacher: PreTrainedModel | None = None,
+        average: WeightAverage | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.settings, self.task, self.teacher = settings, task, teacher
+        self.settings, self.task, self.teacher, self.average = settings, task, teacher, average
+        if average:
+            self.add_callback(average)
         self.input_names = get_input_names(cast(PreTrainedModel, self.model), INPUTS)
         self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
         return ByLength(self.train_dataset.lengths, self.settings.batch_size, self.args.seed)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average:  # before trainer_state.json, which makes a checkpoint whole
+            self.average.save(output_dir)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a batch.

@@ -1,6 +1,7 @@
 """Test heads, data as models read it, and interrupted runs, in one process on tiny models."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -230,7 +231,9 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 4)
-    point = FinetuneConfig(epochs=4, batch_size=8, learning_rate=1e-3, precision="fp32")  # 5 steps per epoch
+    point = FinetuneConfig(  # 5 steps per epoch; the mean is of the last 10 steps
+        epochs=4, batch_size=8, learning_rate=1e-3, precision="fp32", average_weights=0.5
+    )
     epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
     monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
@@ -278,7 +281,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
     # With other settings, finished runs stay and unfinished ones start from the beginning.
-    others = [FinetuneConfig(epochs=2, batch_size=8, learning_rate=1e-4, precision="fp32")]
+    others = [replace(point, epochs=2, learning_rate=1e-4)]
     with pytest.raises(
         UserError,
         match=r"holds another run \(finetune.learning_rate was 0.001, is 0.0001; finetune.epochs was 4, is 2\)",
