@@ -14,6 +14,7 @@ from ds_distill.cli import (
     evaluate,
     export,
     finetune,
+    make_qnli,
     prepare,
     pretrain,
     report,
@@ -33,5 +34,6 @@ COMMANDS = {
     "finetune": finetune,
     "study": study,
     "report": report,
+    "make-qnli": make_qnli,
     "env": env,
 }

@@ -29,7 +29,7 @@ NEEDED = {
 "evaluate": {"--model": M, "--corpus": TEXT},
     "export": {"--model": M, "--format": "onnx"}, "finetune": {"--task": "rte", "--model": M, "--data": D},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
-    "demo": {"--corpus": TEXT},
+    "demo": {"--corpus": TEXT}, "make-qnli": {},
 }
 INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  \
 # of prepare, whose tokenizer is the teacher's
