@@ -74,7 +74,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="tasks by name, as for finetune: rte sst2 …"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per fine-tuning")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds per fine-tuning")
     parser.add_argument("--include_teacher", type=bool, default=True, help="fine-tune the teacher as well")
     parser.add_argument(
         "--task_distillation",

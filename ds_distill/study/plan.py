@@ -55,6 +55,7 @@ class Study:
         base: The recipe that all students start from.
         students: Maps each name to the dotted settings in which that student differs from `base`.
         include_teacher: Whether to fine-tune the teacher as well.
+        seeds: How many seeds each fine-tuning has, unless its task has a number of its own.
         task_distillation: The students that are also fine-tuned with the fine-tuned teacher.
         finetune: The settings of every fine-tuning, by name. A task's own settings, and its own
             number of seeds, go under the task's name.
@@ -71,7 +72,7 @@ class Study:
     data: str | None
     students: dict[str, dict]
     tasks: list[str]
-    seeds: int = 3
+    seeds: int = 5
     include_teacher: bool = True
     task_distillation: list[str] = field(default_factory=list)
     finetune: dict = field(default_factory=dict)

@@ -86,7 +86,7 @@ def tuned(world, tasks):
         "lr=1e-7,3e-3",
         *QUICK,
     )
-    assert "| median" in done.stdout
+    assert "| median" in done.stdout and "| constant answer" in done.stdout
     return output, last_line(done)
 
 
@@ -285,6 +285,7 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
         "DistilBERT, the paper" in page
         and "of the teacher" in page
         and "Pretraining" in report["sections"]
+        and "Paired comparisons" in report["sections"]
         and "<svg" in page
     )
     assert "Other metrics of the tasks" not in report["sections"], "accuracy is all that sst2 has"

@@ -68,9 +68,9 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
         finetune=tuning,
     )
     rte, squad = make_jobs(study, tmp_path)[-2:]
-    assert rte.argv[3:] == ("--seeds", "3", "--finetune.learning_rate", "0.0001")
+    assert rte.argv[3:] == ("--seeds", "5", "--finetune.learning_rate", "0.0001")
     assert squad.argv[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
-    assert (rte.seeds, squad.seeds) == (3, 1)
+    assert (rte.seeds, squad.seeds) == (5, 1)
 
 
 @pytest.mark.parametrize(
