@@ -391,14 +391,15 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         dev = dev_sets(plan.data, reader, reader.model_max_length)
         answers = answer_sets(plan.task, final, dev, Collator(reader), 2 * point.batch_size, f"seed {seed}")
         metrics = score_answers(plan.task, dev, answers)
-        collect_outputs(plan.data, point.max_train_samples, dev, answers).save(folder / FILE)
+        outputs = collect_outputs(plan.data, point.max_train_samples, dev, answers)
+        outputs.save(folder / FILE)
         trackers.log({f"dev/{name}": value for name, value in metrics.items()}, trainer.state.global_step)
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
-    card = task_card(head, plan.task, metrics, trained, remark, plan.origin)
+    card = task_card(head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant())
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

@@ -171,6 +171,7 @@ def task_card(
     settings: dict,
     remark: str = "",
     origin: Provenance | None = None,
+    constant: dict[str, float] | None = None,
 ) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
@@ -181,9 +182,14 @@ def task_card(
         settings: How it was trained.
         remark: A remark on the scores.
         origin: What it was made of.
+        constant: The scores of the constant answer, see `tasks.dev_outputs`.
     """
-    origin = origin or Provenance()
-    rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
+    origin, constant = origin or Provenance(), constant or {}
+    rows = [
+        {"metric": name.replace("_", " "), "value": value, "constant": constant.get(name)}
+        for name, value in metrics.items()
+    ]
+    columns = {"metric": "on the dev set", "value": "value"} | ({"constant": "constant answer"} if constant else {})
     remark = f"{remark}\n\n" if remark else ""
     labels = ", ".join(f"{number} is `{label}`" for number, label in enumerate(task.labels))
     results = list(_task_results(head, task, metrics, origin.datasets))
@@ -200,7 +206,7 @@ def task_card(
         + f"{_made_of(origin)}.\n\n"
         + _usage("pair" if head == "classification" and len(task.texts) == 2 else head)
         + (f"Its labels: {labels}.\n\n" if labels else "")
-        + f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n{remark}"
+        + f"## Measured\n\n{table(rows, columns)}\n\n{remark}"
         + _training(origin)
         + _limitations(origin, f"Nothing but the scores above, on the dev set of {task.name}, was measured.")
         + "## Settings\n\n```json\n"
