@@ -34,7 +34,7 @@ from ds_distill.utils.progress import ProgressWatch
 from ds_distill.utils.shell import note_path
 
 # the libraries that a command loads, if not torch and DeepSpeed
-LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
+LOADED = {"augment": "torch and transformers", "finetune": "torch and transformers", "study": "", "report": ""}
 FIRST_STEPS = """\
 usage: ds-distill COMMAND [options]
 
