@@ -34,7 +34,8 @@ from ds_distill.utils.progress import ProgressWatch
 from ds_distill.utils.shell import note_path
 
 # the libraries that a command loads, if not torch and DeepSpeed
-LOADED = {"finetune": "torch and transformers", "study": "", "report": "", "make-qnli": ""}
+_TRANSFORMERS = "torch and transformers"
+LOADED = {"augment": _TRANSFORMERS, "finetune": _TRANSFORMERS, "study": "", "report": "", "make-qnli": ""}
 FIRST_STEPS = """\
 usage: ds-distill COMMAND [options]
 

@@ -7,6 +7,7 @@ shows, both called before torch is imported, `run(options)`, which returns its s
 """
 
 from ds_distill.cli import (
+    augment,
     demo,
     distill,
     env,
@@ -31,6 +32,7 @@ COMMANDS = {
     "estimate": estimate,
     "evaluate": evaluate,
     "export": export,
+    "augment": augment,
     "finetune": finetune,
     "study": study,
     "report": report,
