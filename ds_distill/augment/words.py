@@ -151,7 +151,7 @@ def spell_tokens(tokenizer: PreTrainedTokenizerFast, size: int) -> tuple[list[st
     start = "Ġ" if "ByteLevel" in kind else "▁" if "Metaspace" in kind else ""
     special = set(tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens(list(range(size)))
-    spellings = [tokenizer.decode([number]).strip() for number in range(size)]
+    spellings = [str(tokenizer.decode([number])).strip() for number in range(size)]
     return spellings, np.array(
         [
             token.startswith(start) and not token.startswith("##") and number not in special and _is_word(spelling)

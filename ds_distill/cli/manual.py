@@ -66,7 +66,8 @@ own. [Distill in stages](guide/stages.md) explains them with examples."""
 
 FINETUNE = """\
 These are the settings of `ds-distill finetune`. In a study's plan they stand under `finetune`, too.
-[Fine-tune](guide/finetuning.md) explains the command."""
+[Fine-tune](guide/finetuning.md) explains the command. `ds-distill multitask` reads those that concern neither a teacher
+nor soft targets; there, the default of `learning_rate` is 1e-4, and that of `epochs` 4."""
 
 STUDY = """\
 These are the keys of a plan, the YAML file of `ds-distill study`, and also options of that command.

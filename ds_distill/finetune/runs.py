@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.finetune.config import FinetuneConfig
@@ -26,6 +26,8 @@ from ds_distill.finetune.trainer import (
     ReportCallback,
     _Bar,
     answer_sets,
+    find_checkpoint,
+    make_arguments,
     score_answers,
 )
 from ds_distill.finetune.weight_average import WeightAverage
@@ -191,7 +193,7 @@ def _make_plan(
             sets[key] = encode_sets(data, tokenizer, point, positions)
             log_not_read(data, sets[key], point, positions, tokenizer)
             if teacher_model is not None:
-                with explain_disk_full(output), explain_out_of_memory(_memory_remedy(point)):
+                with explain_disk_full(output), explain_out_of_memory(memory_remedy(point)):
                     sets[key].train.teacher = teacher_outputs(
                         teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
@@ -213,7 +215,7 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describ
                 if result.is_file():
                     skip(bar, length)
                 else:
-                    with explain_disk_full(folder), explain_out_of_memory(_memory_remedy(point)):
+                    with explain_disk_full(folder), explain_out_of_memory(memory_remedy(point)):
                         write_json(result, _run_once(plan, folder, point, seed, bar))
                     write_record(plan.output)
                 # The folder is not kept in the result, because the output may be moved.
@@ -259,7 +261,7 @@ def _finished_before(output: Path, points: list[FinetuneConfig], seeds: list[int
 def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str, steps: int) -> dict[str, str]:
     """Return the lines of the header of a plan, whose model is `described`."""
     counts = plan.data.counts
-    precision = " and ".join(dict.fromkeys(_resolve_precision(point, plan.device) for point in points))
+    precision = " and ".join(dict.fromkeys(resolve_precision(point, plan.device) for point in points))
     runs = f"{len(points)} settings × " if len(points) > 1 else ""
     return {
         plan.task.name: described + (", with a teacher's outputs on the task" if plan.teacher else ""),
@@ -270,7 +272,8 @@ def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describe
     }
 
 
-def _memory_remedy(point: FinetuneConfig) -> str:
+def memory_remedy(point: FinetuneConfig) -> str:
+    """Return what may be done where a run needs more memory than there is."""
     return (
         f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, or a smaller "
         "finetune.max_length"
@@ -306,10 +309,11 @@ def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -
         raise UserError(f"{folder} holds a run of an earlier version: choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(file, {"asked": asdict(point), "precision": _resolve_precision(point, device)})
+    write_json(file, {"asked": asdict(point), "precision": resolve_precision(point, device)})
 
 
-def _resolve_precision(point: FinetuneConfig, device: torch.device) -> str:
+def resolve_precision(point: FinetuneConfig, device: torch.device) -> str:
+    """Return the number format that a run trains in, "fp32" or "bf16"."""
     if point.precision != "auto":
         return point.precision
     return "bf16" if device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16 else "fp32"
@@ -327,38 +331,9 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     # fp32 torch's own is no slower.
     if cpu and precision == "bf16":
         model_to_train.set_attn_implementation("eager")
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=point.batch_size,
-        num_train_epochs=point.epochs,
-        learning_rate=point.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=point.warmup_ratio,
-        weight_decay=point.weight_decay,
-        seed=seed,
-        bf16=precision == "bf16",
-        use_cpu=cpu,
-        save_strategy="steps",
-        save_steps=SAVE_EVERY,
-        save_total_limit=1,
-        logging_steps=20,
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    if not cpu and arguments.device.type == "cuda":
-        # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
-        arguments._n_gpu = 1
-    # Trainer writes trainer_state.json last.
-    whole = {
-        int(file.parent.name.split("-")[1]): str(file.parent)
-        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
-    }
-    last = max(whole, default=0)
-    average = (
-        WeightAverage(model_to_train, point.average_weights, whole.get(last)) if point.average_weights > 0 else None
-    )
+    arguments = make_arguments(point, folder, seed, bf16=precision == "bf16", cpu=cpu, save_every=SAVE_EVERY)
+    last, checkpoint = find_checkpoint(folder)
+    average = WeightAverage(model_to_train, point.average_weights, checkpoint) if point.average_weights > 0 else None
     trainer = FinetuneTrainer(
         model=model_to_train,
         args=arguments,
@@ -375,7 +350,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
     with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
         trainer.add_callback(ReportCallback(trackers))
-        trainer.train(resume_from_checkpoint=whole.get(last))
+        trainer.train(resume_from_checkpoint=checkpoint)
         if average:
             average.apply()
         # A later scoring of the folder then reads examples as this run did.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedDev, EncodedTask
@@ -30,6 +31,58 @@ SAVE_EVERY = 200  # steps
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
 # that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
 TRIM_HEAP_EVERY = 25
+
+
+def make_arguments(
+    settings: FinetuneConfig, folder: Path, seed: int, *, bf16: bool, cpu: bool, save_every: int, **others: Any
+) -> TrainingArguments:
+    """Return the arguments of a run's Trainer.
+
+    Args:
+        settings: The settings of the run.
+        folder: The run's folder, in which checkpoints/ is made.
+        seed: The seed of dropout.
+        bf16: Whether it trains under bf16 autocast.
+        cpu: Whether it trains on the CPU.
+        save_every: The number of steps between checkpoints.
+        **others: Arguments that differ from what the settings say.
+    """
+    usual: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "per_device_train_batch_size": settings.batch_size,
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "seed": seed,
+        "bf16": bf16,
+        "use_cpu": cpu,
+        "save_strategy": "steps",
+        "save_steps": save_every,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    arguments = TrainingArguments(**usual | others)
+    if not cpu and arguments.device.type == "cuda":
+        # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def find_checkpoint(folder: Path) -> tuple[int, str | None]:
+    """Return (the steps that a run has done, its newest whole checkpoint); (0, None) where there is none."""
+    # Trainer writes trainer_state.json last.
+    whole = {
+        int(file.parent.name.split("-")[1]): str(file.parent)
+        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    }
+    last = max(whole, default=0)
+    return last, whole.get(last)
 
 
 class FinetuneTrainer(Trainer):
@@ -170,6 +223,7 @@ class ReportCallback(TrainerCallback):
         if logs and "loss" in logs:
             steps_per_second = (state.global_step - self._first_step) / (time.perf_counter() - self._began)
             figures = {name: logs.get(key) for key, name in self.NAMES.items()}
+            figures |= {key: value for key, value in logs.items() if key.startswith("loss/")}  # of single tasks
             self.trackers.log(figures | {"train/steps_per_second": steps_per_second}, state.global_step)
 
     def on_save(self, args, state, control, **kwargs):

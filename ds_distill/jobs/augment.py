@@ -74,9 +74,9 @@ def augment(
         "corpus": corpus if cloze else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
-        if (summary := read_summary(output)) is not None and (output / FILE).is_file():
+        if (stored := read_summary(output)) is not None and (output / FILE).is_file():
             log(f"{output}: finished before, nothing to do")
-            return StoredSummary(summary | {"output": str(output)})
+            return StoredSummary(stored | {"output": str(output)})
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         proposer = WordProposer(network.to(device), folder.tokenizer)  # type: ignore[arg-type]  # wrong in transformers
         count = len(task_data.train)

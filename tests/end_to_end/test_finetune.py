@@ -174,6 +174,23 @@ def test_second_distillation_keeps_the_teachers_outputs(tuned, world, tasks):
     assert len(list((output / "teacher").glob("*.safetensors"))) == 1
 
 
+def test_a_teacher_of_several_tasks_teaches_without_tasks(world, tasks, common, tmp_path):
+    tuned = tmp_path / "tuned"
+    done = ds_distill(
+        *("multitask", "--model", world / "teacher", "--tasks", "sst2", "stsb", "squad_v2", "--data", tasks),
+        *("--corpus", world / "text.txt", "--mlm_fraction", 0.25, "--output", tuned, *QUICK),
+    )
+    summary = last_line(done)
+    assert "| sst2" in done.stdout and "| after" in done.stdout
+    assert summary["tasks"]["squad_v2"]["has_answer_f1"] > 0.3, "nothing said scores 0"
+    assert summary["heldout_mask_loss"] < summary["teacher_heldout_mask_loss"], "a random teacher knew no words"
+    events = EventAccumulator(str(tuned / "tensorboard")).Reload().Tags()["scalars"]
+    assert {"loss/total", "loss/sst2", "loss/masked-lm", "dev/sst2/accuracy"} <= {*events}
+    student = last_line(ds_distill("distill", "--teacher", tuned, *common, "--output", tmp_path / "student"))
+    assert student["teacher_heldout_mask_loss"] == pytest.approx(summary["heldout_mask_loss"], abs=0.5)
+    assert student["heldout_mask_loss"] is not None
+
+
 SQUAD = {"f1", "exact_match", "threshold", "has_answer_f1", "no_answer_f1"}
 
 

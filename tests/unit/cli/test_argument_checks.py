@@ -28,6 +28,7 @@ NEEDED = {
     "pretrain": {"--tokenizer": M, "--corpus": TEXT}, "estimate": {"--teacher": M}, \
 "evaluate": {"--model": M, "--corpus": TEXT},
     "export": {"--model": M, "--format": "onnx"}, "finetune": {"--task": "rte", "--model": M, "--data": D},
+    "multitask": {"--tasks": "[rte]", "--model": M, "--data": DD, "--corpus": TEXT},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
     "demo": {"--corpus": TEXT}, "make-qnli": {},
 }

@@ -192,7 +192,7 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
         load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert")
     )
     sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
-    arguments = runs.TrainingArguments(
+    arguments = trainer_module.TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False
     )
     trainer = trainer_module.FinetuneTrainer(

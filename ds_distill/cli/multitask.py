@@ -1,0 +1,156 @@
+"""`multitask`: tunes a masked-LM teacher on several tasks at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments, push
+from ds_distill.config.values import Name, UserPath
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.sources import check_inputs
+from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.finetune.multitask_settings import DEFAULTS, check_settings
+from ds_distill.models.folder import find_model_folder
+from ds_distill.reporting.closing import format_closing, sibling
+from ds_distill.reporting.heldout import heldout_cells
+from ds_distill.reporting.tables import aligned, table
+from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.examples import split_files
+from ds_distill.tracking.choice import Tracker, check_installed
+from ds_distill.utils.errors import UserError, expand_user
+
+PURPOSE = "tune a masked-LM teacher on several tasks at once; it keeps its head, so that distill takes it as a teacher"
+EXAMPLES = r"""
+ds-distill multitask --model models/teacher --tasks rte sst2 squad \
+    --corpus text.txt --output runs/tuned
+ds-distill multitask --model models/teacher --tasks rte stsb \
+    --data glue --tokens runs/tokens --mlm_fraction 0.25 \
+    --output runs/tuned
+ds-distill multitask --model bert-base-uncased --tasks mnli qnli squad \
+    --finetune.max_train_samples 20000 --corpus text.txt \
+    --output runs/tuned
+"""
+COMMON_OPTIONS = (
+    "model",
+    "tasks",
+    "data",
+    "corpus",
+    "tokens",
+    "output",
+    "mlm_fraction",
+    "finetune.learning_rate",
+    "finetune.epochs",
+    "finetune.batch_size",
+    "finetune.max_length",
+)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--model", type=UserPath | None, default=None, help="folder, or name on the Hub, of the masked-LM teacher"
+    )
+    parser.add_argument(
+        "--tasks", "--tasks+", type=Name, nargs="+", default=[], help="tasks by name, as for finetune: rte sst2 …"
+    )
+    parser.add_argument(
+        "--data",
+        type=UserPath | None,
+        default=None,
+        help="folder with one subfolder per task, each as for finetune; loaded from the Hub when not given",
+    )
+    arguments.add_corpus(
+        parser,
+        "text as for distill; masked LM is measured before and after on a part of it that is held out, and trained on "
+        "the rest with --mlm_fraction",
+    )
+    arguments.add_tokens(parser)
+    parser.add_argument(
+        "--mlm_fraction",
+        type=float,
+        default=0.0,
+        help="share of the steps that train masked LM on the text, against a drift of the encoder away from it",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the heads, the order and dropout")
+    parser.add_argument(
+        "--report_to",
+        type=list[Tracker],
+        default=["tensorboard"],
+        help="trackers that get the run's figures while it trains; []: none",
+    )
+    parser.add_argument(
+        "--finetune",
+        type=FinetuneConfig,
+        default=DEFAULTS,
+        help="training settings; those of a distillation are not read. The defaults of learning_rate and epochs are "
+        f"{DEFAULTS.learning_rate:g} and {DEFAULTS.epochs:g} here",
+    )
+    push.add_arguments(parser)
+
+
+def _settings(options) -> FinetuneConfig:
+    return DEFAULTS if options.finetune is None else arguments.build_section(options.finetune, FinetuneConfig)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    if not options.model:
+        raise UserError("--model is missing; give the folder of the masked-LM teacher to tune")
+    check_settings(_settings(options), options.tasks, options.mlm_fraction, options.seed)
+    for task in options.tasks:
+        get_task(task)
+    if not options.tokens and not options.corpus:
+        raise UserError(
+            "--corpus is missing; give text on which masked LM is measured before and after, such as that of the "
+            "distillation to come, or --tokens with a folder written by prepare"
+        )
+
+
+def check_paths(options) -> None:
+    check_installed(options.report_to, "--report_to")
+    find_model_folder(options.model, "--model").check_files()
+    if options.tokens:
+        TokenDataset.open(options.tokens, "train")
+    else:
+        check_inputs(options.corpus)
+    if options.data:
+        for task in map(get_task, options.tasks):
+            for split in ("train", *task.validation):
+                split_files(expand_user(options.data) / task.name, split)
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill.finetune.multitask import multitask
+
+    summary = multitask(
+        [get_task(task) for task in options.tasks],
+        options.model,
+        Path(options.output),
+        settings=_settings(options),
+        seed=options.seed,
+        mlm_fraction=options.mlm_fraction,
+        data=options.data,
+        corpus=options.corpus,
+        tokens=options.tokens,
+        report_to=options.report_to,
+    )
+    columns = {"task": "task", "metric": "metric", "score": "on the dev set", "steps": "steps"}
+    tasks = summary["tasks"].items()
+    rows = [{"task": name, "score": task[task["metric"]]} | task for name, task in tasks]
+    print(table(rows, columns))
+    cells = {name: heldout_cells(summary, prefix) for name, prefix in _PREFIXES.items()}
+    heldout = [{"masked LM": name, "loss": loss, "accuracy": accuracy} for name, (loss, accuracy) in cells.items()]
+    print("\n" + table(heldout, {"masked LM": "held-out masked LM", "loss": "loss (nats)", "accuracy": "accuracy"}))
+    return summary
+
+
+_PREFIXES = {"before": "teacher_heldout_", "after": "heldout_"}
+
+
+def closing(options, summary: dict) -> str:
+    output, tokens = options.output, options.tokens or Path(options.output) / "tokens"
+    distill = ["distill", "--teacher", output, "--tokens", tokens, "--output", sibling(output, "student")]
+    return format_closing(
+        aligned([("teacher", summary["export"]), ("models of the tasks", str(Path(output) / "tasks"))]),
+        commands=[("distill it into a smaller student", distill)],
+    )

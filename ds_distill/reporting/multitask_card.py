@@ -1,0 +1,73 @@
+"""The model card of a masked-LM model that was tuned on several tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ds_distill.reporting.heldout import heldout_cells
+from ds_distill.reporting.model_card import (
+    MADE_WITH,
+    _heldout_results,
+    _limitations,
+    _made_of,
+    _tags,
+    _training,
+    _usage,
+    front_matter,
+    provenance_entries,
+)
+from ds_distill.reporting.provenance import Provenance
+from ds_distill.reporting.tables import table
+from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.metrics import Measured
+from ds_distill.utils.files import json_text
+
+
+def multitask_card(
+    tasks: Mapping[str, tuple[Task, Measured]], figures: Mapping[str, Any], settings: dict, origin: Provenance
+) -> str:
+    """Return the README.md of a masked-LM model that was tuned on several tasks.
+
+    Args:
+        tasks: Each task with the scores that its own head gives on the dev sets, by name.
+        figures: The held-out masked-LM figures after (heldout_…) and before (teacher_heldout_…).
+        settings: How it was trained.
+        origin: What it was made of.
+    """
+    names, title = ", ".join(tasks), f"A masked language model tuned on {len(tasks)} tasks"
+    scores = [
+        {"task": name, "metric": metric.replace("_", " "), "value": value}
+        for name, (_, measured) in tasks.items()
+        for metric, value in measured.items()
+    ]
+    drift = [
+        {"model": model, "loss": loss, "accuracy": accuracy}
+        for model, (loss, accuracy) in (
+            (origin.base or "before", heldout_cells(figures, "teacher_heldout_")),
+            ("this model", heldout_cells(figures, "heldout_")),
+        )
+    ]
+    return (
+        front_matter(
+            "masked-lm",
+            **provenance_entries(origin),
+            tags=_tags(origin),
+            model_name=title,
+            eval_results=list(_heldout_results(dict(figures), [])),
+        )
+        + f"# {title}\n\nA masked language model {MADE_WITH}{_made_of(origin)}. Its encoder was tuned at once on "
+        + f"{names}, each with a head of its own; its masked-LM head and its word embeddings are those that it had "
+        + "before. It is a teacher for distillation without tasks.\n\n"
+        + _usage("masked-lm")
+        + "## Measured\n\nMasked LM on held-out text, at the positions that show [MASK]; losses are in nats:\n\n"
+        + table(drift, {"model": "model", "loss": "loss", "accuracy": "accuracy"})
+        + "\n\nOn the dev sets, with the heads of the tasks, which are not in this folder:\n\n"
+        + table(scores, {"task": "task", "metric": "metric", "value": "value"})
+        + "\n\n"
+        + _training(origin)
+        + _limitations(origin, f"Nothing but the figures above was measured: no task but {names}, and no other text.")
+        + "## Settings\n\n```json\n"
+        + json_text(settings, indent=2)
+        + "\n```\n"
+    )
