@@ -18,6 +18,8 @@ PURPOSE = "write more training texts for a task, in words that a masked-LM model
 EXAMPLES = r"""
 ds-distill augment --task rte --data glue/RTE --model runs/teacher \
     --copies 8 --output runs/augmented/rte
+ds-distill augment --task sst2 --model runs/teacher --seed 1 \
+    --output runs/augmented/sst2
 ds-distill augment --task squad --data squad --model runs/teacher \
     --copies 2 --corpus wikipedia.txt --cloze 20000 \
     --output runs/augmented/squad
