@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.token_features import WordTokens, score_tags
 from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
@@ -56,7 +57,12 @@ class FinetuneTrainer(Trainer):
         loss = outputs.loss
         if targets is not None:
             loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
-                outputs, targets, temperature=settings.temperature, regression=self.task.regression
+                outputs,
+                targets,
+                temperature=settings.temperature,
+                regression=self.task.regression,
+                multi_label=self.task.multi_label,
+                labels=inputs.get("labels"),
             )
             if settings.hidden_weight > 0:
                 with torch.no_grad():
@@ -90,6 +96,8 @@ def score_model(
             split_figures = squad_scores(
                 questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
             )
+        elif isinstance(gold, WordTokens):
+            split_figures = score_tags(task, outputs, gold)
         else:
             split_figures = scores(task.metrics, np.stack(outputs), cast(np.ndarray, gold))
         figures |= (
