@@ -105,13 +105,12 @@ def _students(study: Path) -> list[Path]:
 def make_study_sections(folder: Path, picture: Path) -> list[Section]:
     """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    rows = collect_rows(Study.from_dict(plan), folder)
-    sections = [section for section in (retention_table(rows, plan["tasks"]),) if section] + task_tables(
-        rows, plan["tasks"]
-    )
-    if others := other_metrics_table(rows, plan["tasks"]):
+    study = Study.from_dict(plan)
+    rows, tasks = collect_rows(study, folder), study.labels
+    sections = [section for section in (retention_table(rows, tasks),) if section] + task_tables(rows, tasks)
+    if others := other_metrics_table(rows, tasks):
         sections.append(others)
-    if ablation := ablation_table(rows, plan["tasks"], plan["students"]):
+    if ablation := ablation_table(rows, tasks, plan["students"]):
         sections.append(ablation)
     if section := pretraining_section(folder, rows, picture, plan["students"]):
         sections.append(section)

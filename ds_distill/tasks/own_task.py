@@ -32,6 +32,11 @@ def is_task_file(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
+def get_label(name: str) -> str:
+    """Return what stands for a task in folders and tables: its name, or its file's without the suffix."""
+    return Path(name).stem if is_task_file(name) else name
+
+
 def find_task(name: str, data: str | None = None) -> Task:
     """Return a task by its name, or the one that a YAML file describes.
 
