@@ -10,8 +10,9 @@ from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned, table
+from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
-from ds_distill.tasks.own_task import find_task
+from ds_distill.tasks.own_task import find_task, is_task_file
 from ds_distill.tracking.choice import Tracker, check_installed
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -101,7 +102,8 @@ def check(options) -> None:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
         raise UserError(f"--first_seed {options.first_seed}: seeds must be between 0 and 2^32 − 1")
-    find_task(options.task, options.data)
+    if not is_task_file(options.task):
+        get_task(options.task)
     settings = arguments.build_section(options.finetune, FinetuneConfig)
     settings.check()
     expand_grid(settings, options.grid or [])
