@@ -42,5 +42,5 @@ def copy_examples(
                     "source": first + row,
                     "copy": copy,
                     "how": how,
-                    **dict(zip(task.texts, made, strict=True)),
+                    "texts": dict(zip(task.texts, made, strict=True)),
                 }

@@ -57,7 +57,8 @@ def copy_questions(
                     context, how = contexts[int(random.choice(near))], OTHER_PARAGRAPH
             text = replaceable.replace(random, proposer.spellings)
             if (text, context) != (question.question, question.context):
-                yield {"source": question.id, "copy": copy, "how": how, "question": text, "context": context}
+                texts = {"question": text, "context": context}
+                yield {"source": question.id, "copy": copy, "how": how, "texts": texts}
 
 
 def make_cloze_questions(documents: Iterable[str], seed: int) -> Iterator[dict]:
@@ -86,5 +87,6 @@ def make_cloze_questions(documents: Iterable[str], seed: int) -> Iterator[dict]:
             gap = int(random.integers(1, LONGEST_GAP + 1))
             start = int(random.integers(len(words) - gap + 1))
             question = " ".join([*words[:start], *words[start + gap :]])
-            yield {"source": f"paragraph {number}", "copy": 1, "how": CLOZE, "question": question, "context": paragraph}
+            texts = {"question": question, "context": paragraph}
+            yield {"source": f"paragraph {number}", "copy": 1, "how": CLOZE, "texts": texts}
             number += 1

@@ -12,6 +12,7 @@ from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.own_task import find_task, is_task_file
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = "write more training texts for a task, in words that a masked-LM model proposes, for a teacher to label"
@@ -56,11 +57,11 @@ def check(options) -> None:
     for key, least in (("copies", 0), ("cloze", 0), ("seed", 0)):
         if options[key] < least:
             raise UserError(f"--{key} {options[key]}: must be at least {least}")
-    task = get_task(options.task)
+    spans = not is_task_file(options.task) and get_task(options.task).spans
     if options.copies == options.cloze == 0:
         raise UserError("--copies 0 and --cloze 0: nothing would be written; give one of them")
-    if options.cloze and not task.spans:
-        raise UserError(f"--cloze {options.cloze}: {task.name} asks no questions about paragraphs; leave it out")
+    if options.cloze and not spans:
+        raise UserError(f"--cloze {options.cloze}: {options.task} asks no questions about paragraphs; leave it out")
     if options.cloze and not options.corpus:
         raise UserError(f"--cloze {options.cloze}: --corpus is missing; give text files whose lines are paragraphs")
     if options.corpus and not options.cloze:
@@ -69,8 +70,14 @@ def check(options) -> None:
 
 def check_paths(options) -> None:
     find_model_folder(options.model, "--model").check_files()
-    if options.data:
-        for split in ("train", *get_task(options.task).validation):
+    task = find_task(options.task, options.data)
+    if task.tokens:
+        raise UserError(
+            f"--task {options.task}: it labels words, and other words would need other labels; give a task that labels "
+            "texts"
+        )
+    if options.data and not task.own:
+        for split in ("train", *task.validation):
             split_files(expand_user(options.data), split)
     if options.corpus:
         check_inputs(options.corpus)
@@ -81,7 +88,7 @@ def run(options) -> dict:
     from ds_distill.jobs.augment import augment
 
     summary = augment(
-        get_task(options.task),
+        find_task(options.task, options.data),
         options.model,
         Path(options.output),
         data=options.data,

@@ -72,7 +72,7 @@ def add_arguments(parser) -> None:
         type=UserPath | None,
         default=None,
         help="labeled examples for a fine-tuned model, which is scored before and after export; FILE#COLUMN or "
-        "FILE#COLUMN,COLUMN selects the text",
+        "FILE#COLUMN,COLUMN selects the text; or the YAML file of a task of your own",
     )
     parser.add_argument(
         "--encoder",

@@ -12,11 +12,13 @@ from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.own_task import find_task, is_task_file
 from ds_distill.tracking.choice import Tracker, check_installed
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = (
-    "fine-tune an encoder on a task of GLUE, SQuAD or IMDb over several seeds, with or without a fine-tuned teacher"
+    "fine-tune an encoder on a task of your own, of GLUE, SQuAD or IMDb over several seeds, with or without a "
+    "fine-tuned teacher"
 )
 EXAMPLES = r"""
 ds-distill finetune --task sst2 --model runs/student --output runs/sst2
@@ -25,6 +27,8 @@ ds-distill finetune --task rte --model runs/student --data glue/RTE \
 ds-distill finetune --task squad --model runs/student \
     --teacher runs/squad-teacher --grid lr=3e-5,5e-5 epochs=2,3 \
     --output runs/squad
+ds-distill finetune --task my_task.yaml --model runs/student \
+    --output runs/my_task
 """
 COMMON_OPTIONS = (
     "task",
@@ -46,7 +50,8 @@ def add_arguments(parser) -> None:
         "--task",
         type=Name | None,
         default=None,
-        help="task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2",
+        help="task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad, squad_v2 or ner, or the YAML file "
+        "of a task of your own (guide: Use your own task)",
     )
     parser.add_argument(
         "--model", type=UserPath | None, default=None, help="folder, or name on the Hub, of a pretrained encoder"
@@ -97,7 +102,8 @@ def check(options) -> None:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
         raise UserError(f"--first_seed {options.first_seed}: seeds must be between 0 and 2^32 − 1")
-    get_task(options.task)
+    if not is_task_file(options.task):
+        get_task(options.task)
     settings = arguments.build_section(options.finetune, FinetuneConfig)
     settings.check()
     expand_grid(settings, options.grid or [])
@@ -108,8 +114,9 @@ def check_paths(options) -> None:
     find_model_folder(options.model, "--model").check_files()
     if options.teacher:
         find_model_folder(options.teacher, "--teacher").check_files()
-    if options.data:
-        for split in ("train", *get_task(options.task).validation):
+    task = find_task(options.task, options.data)
+    if options.data and not task.own:
+        for split in ("train", *task.validation):
             split_files(expand_user(options.data), split)
     arguments.check_writable(options.output)
 
@@ -119,7 +126,7 @@ def run(options) -> dict:
 
     settings = arguments.build_section(options.finetune, FinetuneConfig)
     summary = finetune(
-        get_task(options.task),
+        find_task(options.task, options.data),
         options.model,
         Path(options.output),
         points=expand_grid(settings, options.grid or []),

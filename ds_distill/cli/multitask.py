@@ -97,7 +97,8 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the masked-LM teacher to tune")
     check_settings(_settings(options), options.tasks, options.mlm_fraction, options.seed)
     for task in options.tasks:
-        get_task(task)
+        if get_task(task).tokens:
+            raise UserError(f"--tasks {task}: tags of words are not tuned together with other tasks; leave it out")
     if not options.tokens and not options.corpus:
         raise UserError(
             "--corpus is missing; give text on which masked LM is measured before and after, such as that of the "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 from ds_distill.cli import arguments
 from ds_distill.config.recipe_file import setting_name
-from ds_distill.config.values import Name, UserPath, mapping_reader
+from ds_distill.config.values import Name, UserPath, convert, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.folder import find_model_folder
@@ -15,6 +15,7 @@ from ds_distill.recipe import Stage
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned
 from ds_distill.tasks.catalog import TASKS
+from ds_distill.tasks.own_task import get_label, is_task_file
 
 PURPOSE = "distill and fine-tune every student of a plan on every task, resuming where an earlier start stopped"
 EXAMPLES = r"""
@@ -72,7 +73,12 @@ def add_arguments(parser) -> None:
         help="folder with one subfolder per task, each as for finetune; loaded from the Hub when not given",
     )
     parser.add_argument(
-        "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="tasks by name, as for finetune: rte sst2 …"
+        "--tasks",
+        "--tasks+",
+        type=Name,
+        nargs="+",
+        default=["rte"],
+        help="tasks as for finetune, by name or as YAML files: rte sst2 my_task.yaml",
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds per fine-tuning")
     parser.add_argument("--include_teacher", type=bool, default=True, help="fine-tune the teacher as well")
@@ -122,8 +128,16 @@ def run(options) -> dict:
     from ds_distill.cli.parser import check_command
     from ds_distill.study.plan import Study, run_study
 
-    study = Study(**{name: options[name] for name in Study.__dataclass_fields__})
+    plan = {name: options[name] for name in Study.__dataclass_fields__}
+    study = Study(**plan | {"finetune": read_own_tasks(options)})
     return run_study(study, Path(options.output), check_command)
+
+
+def read_own_tasks(options) -> dict[str, Any]:
+    """Return the settings of fine-tunings, with values of their types also under the names of a user's own tasks."""
+    names = {get_label(task) for task in options.tasks if is_task_file(task)} & set(options.finetune)
+    own = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")]
+    return options.finetune | {name: convert(options.finetune[name], own, f"finetune.{name}") for name in names}
 
 
 def closing(options, summary: dict) -> str:

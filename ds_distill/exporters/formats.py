@@ -22,6 +22,7 @@ import torch
 from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import ExportModel, load_source, read_json
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
+from ds_distill.exporters.own_task_score import is_own_data, own_dev_set
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
 from ds_distill.exporters.published import declare_quantized, publish_model
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
@@ -198,7 +199,7 @@ def export_formats(
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
     batches = text_batches(source, text, sequences=SEQUENCES)
-    dev = dev_set(source, data) if data else None
+    dev = (own_dev_set if is_own_data(source, data) else dev_set)(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
     with _export_lock(output):
@@ -346,9 +347,11 @@ def example(source: ExportModel, format: Format) -> str:
     types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)
-    shown = {"masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])", "question-answering": f"{call}.argmax(-1)"}.get(
-        source.head, call
-    )
+    shown = {
+        "masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])",
+        "question-answering": f"{call}.argmax(-1)",
+        "token-classification": f"{call}.argmax(-1)",
+    }.get(source.head, call)
     return (
         f"import {module}, transformers; tokenizer = transformers.AutoTokenizer.from_pretrained('.')\n"
         f'x = tokenizer("{words}", return_tensors="{kind}"{types})\n'

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -28,6 +29,7 @@ from ds_distill.utils.errors import UserError
 HEADS = {
     "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
     "classification": ("ForSequenceClassification", AutoModelForSequenceClassification),
+    "token-classification": ("ForTokenClassification", AutoModelForTokenClassification),
     "question-answering": ("ForQuestionAnswering", AutoModelForQuestionAnswering),
     "encoder": ("Model", AutoModel),
 }

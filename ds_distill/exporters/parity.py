@@ -130,8 +130,8 @@ def compare(
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
     for batch in progress_over(batches, what):
         for output, expected in zip(
-            _select_compared(source.head, run(batch.inputs), batch),
-            _select_compared(source.head, reference(batch.inputs), batch),
+            _select_compared(source, run(batch.inputs), batch),
+            _select_compared(source, reference(batch.inputs), batch),
             strict=True,
         ):
             # unlike max, maximum lets a NaN through, and a NaN passes no limit
@@ -200,8 +200,11 @@ def _nats(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]).sum())
 
 
-def _select_compared(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+def _select_compared(source: ExportModel, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
     """Return the rows of numbers to compare; a top-1 is taken along their last axis."""
+    head = source.head
+    if head == "classification" and source.model.config.problem_type == "multi_label_classification":
+        return [np.stack([np.zeros_like(outputs[0]), outputs[0]], axis=-1)]  # each label is a choice of its own
     if head == "classification":
         return [outputs[0]]
     if head == "question-answering":

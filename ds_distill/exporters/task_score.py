@@ -117,7 +117,7 @@ def dev_set(source: ExportModel, file: str | Path) -> DevSet:
     task = next((task for task in TASKS.values() if normalize_name(task.name) == trained_task and not task.spans), None)
     examples = load_labeled_examples(path, task, columns)
     metric, judge = _make_judge(source, path, task, examples.labels)
-    length = _get_length(source)
+    length = get_length(source)
     encoded, truncated = encode_rows(source.reader, examples.texts, length)
     count = len(examples.labels)
     log_if_significant(
@@ -134,11 +134,11 @@ def dev_set(source: ExportModel, file: str | Path) -> DevSet:
             f"model was fine-tuned on; they are read up to the tokenizer's limit of {length}",
         )
     rows = [{name: encoded[name][row] for name in source.inputs} for row in range(count)]
-    about = _describe(source, path, examples.columns, rows, count, length, truncated, examples.left_out)
+    about = describe(source, path, examples.columns, rows, count, length, truncated, examples.left_out)
     return DevSet(source, rows, lambda outputs: {metric: judge(np.concatenate([out[0] for out in outputs]))}, about)
 
 
-def _describe(
+def describe(
     source: ExportModel,
     file: Path,
     columns: list[str],
@@ -168,7 +168,7 @@ def _describe(
     }
 
 
-def _get_length(source: ExportModel) -> int:
+def get_length(source: ExportModel) -> int:
     """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
     limit = source.reader.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
@@ -259,7 +259,7 @@ def _make_question_set(source: ExportModel, file: Path) -> DevSet:
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
-    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _get_length(source))
+    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, get_length(source))
     spans = make_spans(questions, source.reader, length)
     log_if_significant(
         spans.cut,
@@ -278,7 +278,7 @@ def _make_question_set(source: ExportModel, file: Path) -> DevSet:
         source,
         rows,
         judge,
-        _describe(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out),
+        describe(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out),
     )
 
 

@@ -14,15 +14,18 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.features import Collator, Features, encode_features, predict
+from ds_distill.finetune.features import Collator, Features, encode_features, is_per_token, predict
+from ds_distill.finetune.token_features import WordTokens, encode_sentences, keep_labeled
 from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
+from ds_distill.tasks.own_examples import load_own
 from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, find_unplaced, load_questions, make_spans
 from ds_distill.utils.errors import UserError
 
-Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
+# of a dev set: labels, for SQuAD (questions, spans), or words with their tokens
+Gold = np.ndarray | tuple[Questions, Spans] | WordTokens
 EncodedDev = dict[str, tuple[Features, Gold]]  # the dev sets, by the names of their splits
 
 SENTENCES = 128  # tokens of an example that is not from SQuAD, unless finetune.max_length differs
@@ -64,12 +67,17 @@ def get_split_name(split: str) -> str:
 
 
 def load_data(task: Task, folder: str | None) -> Data:
-    """Load the data of a task.
+    """Load the data of a task, which then has the names of its labels.
 
     Raises:
         UserError: If a split is missing or a file has a mistake. The message has the file and the
             line.
     """
+    if task.own:
+        task, own_train, own_dev = load_own(task)
+        named = json.dumps([task.labels, task.metrics])
+        digest = _digest(task.name, named, len(own_train), *(_rows(part) for part in (own_train, own_dev)))
+        return Data(task, own_train, {task.validation[0]: own_dev}, digest)
     load: Callable[[Task, str, str | None], Examples | Questions] = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in cast(Questions, train)):
@@ -93,7 +101,7 @@ class EncodedTask:
     """The data of a task as a model reads it.
 
     Args:
-        dev: By the name of the split, the features and their gold: labels, or (questions, spans).
+        dev: By the name of the split, the features and their gold.
         length: The most tokens of an example, or of a question's span.
         unplaced: How many questions are not trained on, because no span holds their answer.
     """
@@ -143,19 +151,32 @@ def encode_sets(
             len(lost),
         )
     all_examples, examples = cast(Examples, data.train), cast(Examples, train)
-    if absent := set(all_examples.labels) - set(examples.labels) if data.task.labels else ():
-        names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
+    if absent := _labels_in(all_examples) - _labels_in(examples) if data.task.labels and most else ():
+        names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
             f"labeled {names}; use more examples (0 means all), or give --data in random order"
         )
+    if data.task.tokens:
+        return EncodedTask(keep_labeled(encode_sentences(examples, tokenizer, length)[0]), dev, length)
     return EncodedTask(encode_features(examples, tokenizer, length), dev, length)
+
+
+def _labels_in(examples: Examples) -> set[int]:
+    """Return the ids of the labels that examples have, of any kind."""
+    if not isinstance(examples.labels[0], list):
+        return set(examples.labels)
+    if is_per_token(examples.labels[0]):
+        return {label for row in examples.labels for label in row}
+    return {number for row in examples.labels for number, given in enumerate(row) if given}
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> EncodedDev:
     """Return EncodedTask.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
     if not data.task.spans:
         examples = cast(dict[str, Examples], data.dev)
+        if data.task.tokens:
+            return {split: encode_sentences(part, tokenizer, length) for split, part in examples.items()}
         return {
             split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in examples.items()
         }
@@ -193,7 +214,8 @@ def teacher_outputs(
         partial.replace(file)
     stored = load_file(file)
     parts = np.split(stored["values"], np.cumsum(stored["sizes"])[:-1])
-    return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
+    lengths = features.lengths if features.over_tokens else ()
+    return [part.reshape(-1, length) for part, length in zip(parts, lengths, strict=True)] if lengths else parts
 
 
 def _digest(*values: object) -> str:

@@ -44,7 +44,9 @@ def collect_outputs(data: Data, max_train_samples: int, dev: EncodedDev, answers
                 arrays[f"{part}.{metric}"] = scores
                 arrays[f"{part}.{metric}.constant"] = np.array([float(not question.answers) for question in questions])
             continue
-        outputs, labels = cast(np.ndarray, answers[split]), cast(np.ndarray, gold)
+        if not isinstance(gold, np.ndarray) or gold.ndim > 1:
+            continue  # tags of words, and several labels of an example, have no paired comparison
+        outputs, labels = cast(np.ndarray, answers[split]), gold
         predicted = outputs[:, 0] if task.regression else outputs.argmax(axis=1)
         arrays |= {f"{part}.predicted": predicted, f"{part}.labels": labels}
         train_labels = cast(Examples, data.train[: max_train_samples or None]).labels

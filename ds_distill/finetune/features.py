@@ -27,8 +27,7 @@ class Features(Dataset):
     Args:
         inputs: Token lists by name.
         labels: The arguments of the model's forward that hold labels, by name.
-        teacher: The teacher's outputs for each row, as arrays whose last axis is classes or tokens;
-            or None.
+        teacher: The teacher's outputs for each row, as of `predict`; or None.
         cut: How many examples, or SQuAD questions, were longer than the part that is read.
     """
 
@@ -52,6 +51,11 @@ class Features(Dataset):
         return out if self.teacher is None else out | {"teacher": self.teacher[row]}
 
     @property
+    def over_tokens(self) -> bool:
+        """Whether a model's outputs for a row are over its tokens."""
+        return "start_positions" in self.labels or is_per_token(self.labels["labels"][0])
+
+    @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
         return [len(ids) for ids in self.inputs["input_ids"]]
@@ -59,6 +63,11 @@ class Features(Dataset):
     def count(self, token: int | None) -> int:
         """Return how often a token, given by id, occurs in the inputs."""
         return 0 if token is None else sum(ids.count(token) for ids in self.inputs["input_ids"])
+
+
+def is_per_token(label: object) -> bool:
+    """Return whether a row's label is one class id for each token, and not a value for each class."""
+    return isinstance(label, list) and isinstance(label[0], int)
 
 
 class ByLength(Sampler):
@@ -105,8 +114,8 @@ def encode_features(examples: Examples, tokenizer: PreTrainedTokenizerBase, leng
 class Collator:
     """A collator that turns rows of Features into tensors, with all INPUTS.
 
-    Rows are padded on the right to the longest. A teacher's outputs over tokens are padded with
-    -inf, which means no probability.
+    Rows are padded on the right to the longest, labels of tokens with -100. A teacher's outputs
+    over tokens are padded with -inf, which means no probability.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,7 +125,11 @@ class Collator:
         batch = {name: torch.from_numpy(values) for name, values in padded.items()}
         for name in ("labels", "start_positions", "end_positions"):
             if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
+                values = [row[name] for row in rows]
+                if is_per_token(values[0]):
+                    width = batch["input_ids"].shape[1]
+                    values = [row + [-100] * (width - len(row)) for row in values]
+                batch[name] = torch.tensor(values)
         if "teacher" in rows[0]:
             width = max(row["teacher"].shape[-1] for row in rows)
             given = [row["teacher"] for row in rows]
@@ -130,7 +143,9 @@ class Collator:
 def predict(
     model: PreTrainedModel, features: Features, collator: Collator, batch: int, description: str
 ) -> list[np.ndarray]:
-    """Return the output of each row in fp32: [classes], or [2, tokens] of answer starts and ends.
+    """Return the output of each row in fp32.
+
+    It is [classes], [2, tokens] of answer starts and ends, or [classes, tokens] of words.
 
     Rows of similar length share a batch, so little is padding.
     """
@@ -144,7 +159,8 @@ def predict(
             inputs = collator([{name: values[row] for name, values in features.inputs.items()} for row in rows])
             out = model(**{name: inputs[name].to(device) for name in input_names})
             if hasattr(out, "logits"):
-                values = out.logits.float().cpu().numpy()
+                logits = out.logits.transpose(1, 2) if out.logits.ndim == 3 else out.logits
+                values = logits.float().cpu().numpy()
             else:
                 values = torch.stack([out.start_logits, out.end_logits], dim=1).float().cpu().numpy()
             for row, value in zip(rows, values, strict=True):

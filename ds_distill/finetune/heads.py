@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -21,6 +22,12 @@ from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, normalize_name
 from ds_distill.tasks.labels import match_classes
 from ds_distill.utils.errors import UserError
+
+HEADS = {
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+}
 
 
 def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:
@@ -52,8 +59,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         order = _match_label_order(folder, task, tuned) if has_head else None
         _set_labels(config, task)
     config.finetuning_task = task.name
-    auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
-    model, lacking = load_model(auto, folder, config)
+    model, lacking = load_model(HEADS[_head(task)], folder, config)
     encoder = model.base_model_prefix + "."
     # A pooler is part of BERT's head for sentences; masked-LM models come without one.
     missing = [key for key in lacking if has_head or (key.startswith(encoder) and ".pooler." not in key)]
@@ -62,6 +68,17 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     if order:
         _reorder(model, order)
     return model
+
+
+def _head(task: Task) -> str:
+    """Return the ending of the class of a model with the head that a task needs; a key of HEADS."""
+    return (
+        "ForQuestionAnswering"
+        if task.spans
+        else "ForTokenClassification"
+        if task.tokens
+        else "ForSequenceClassification"
+    )
 
 
 def _remedy(task: Task, tuned: bool) -> str:
@@ -77,13 +94,13 @@ def _check_head(folder: ModelFolder, task: Task, tuned: bool) -> bool:
     """
     kind = (folder.config.architectures or [""])[0]
     trained_task = getattr(folder.config, "finetuning_task", None)
-    has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
+    has_head = kind.endswith(_head(task))
     if tuned and not has_head:
         raise UserError(
             f"{folder.given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
             f"fine-tuned on {task.name}"
         )
-    if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
+    if not has_head and kind.endswith(tuple(HEADS)):
         raise UserError(
             f"{folder.given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; "
             f"{_remedy(task, tuned)}"
@@ -117,7 +134,14 @@ def _set_labels(config: PretrainedConfig, task: Task) -> None:
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {name: i for i, name in enumerate(task.labels)}
-    config.problem_type = "regression" if task.regression else "single_label_classification"
+    if not task.tokens:
+        config.problem_type = (
+            "regression"
+            if task.regression
+            else "multi_label_classification"
+            if task.multi_label
+            else "single_label_classification"
+        )
 
 
 def _num_outputs(task: Task) -> int:

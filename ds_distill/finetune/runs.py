@@ -105,6 +105,8 @@ def finetune(
         `tasks.dev_outputs`), and the folder of the representative model, the one at the median.
     """
     tokenizer = find_model_folder(model, "--model").tokenizer
+    task_data = load_data(task, data)
+    task = task_data.task
     teacher_model = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
@@ -120,7 +122,6 @@ def finetune(
                 f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
                 "give models of one width"
             )
-    task_data = load_data(task, data)
     identity = {
         "task": task.name,
         "order": "by length",
@@ -133,7 +134,7 @@ def finetune(
             return finished
         origin = provenance.from_model(
             find_model_folder(model, "--model").path,
-            datasets=[] if data else [task.hub[0]],
+            datasets=[] if data or task.own else [task.hub[0]],
             hardware=provenance.describe_hardware(),
             versions=provenance.describe_versions(),
         )
@@ -371,7 +372,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         trackers.log({f"dev/{name}": value for name, value in metrics.items()}, trainer.state.global_step)
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
-    head = "question-answering" if plan.task.spans else "classification"
+    head = "question-answering" if plan.task.spans else "token-classification" if plan.task.tokens else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
     card = task_card(head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedDev, EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.token_features import WordTokens, score_tags
 from ds_distill.finetune.weight_average import WeightAverage
 from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
@@ -25,7 +26,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
 
 # A model's answers by dev set: fp32 [examples, classes], or the answers to questions.
-DevAnswers = dict[str, np.ndarray | list[Answer]]
+DevAnswers = dict[str, np.ndarray | list[np.ndarray] | list[Answer]]
 
 SAVE_EVERY = 200  # steps
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
@@ -131,7 +132,12 @@ class FinetuneTrainer(Trainer):
         loss = outputs.loss
         if targets is not None:
             loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
-                outputs, targets, temperature=settings.temperature, regression=self.task.regression
+                outputs,
+                targets,
+                temperature=settings.temperature,
+                regression=self.task.regression,
+                multi_label=self.task.multi_label,
+                labels=inputs.get("labels"),
             )
             if settings.hidden_weight > 0:
                 with torch.no_grad():
@@ -167,6 +173,8 @@ def answer_sets(
         if task.spans:
             questions, spans = cast(tuple[Questions, Spans], gold)
             answers[split] = postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
+        elif isinstance(gold, WordTokens):
+            answers[split] = outputs
         else:
             answers[split] = np.stack(outputs)
     return answers
@@ -181,6 +189,8 @@ def score_answers(task: Task, dev: EncodedDev, answers: DevAnswers) -> Measured:
     for number, (split, (_, gold)) in enumerate(dev.items()):
         if task.spans:
             split_figures = squad_scores(cast(tuple[Questions, Spans], gold)[0], cast(list[Answer], answers[split]))
+        elif isinstance(gold, WordTokens):
+            split_figures = score_tags(task, cast(list[np.ndarray], answers[split]), gold)
         else:
             split_figures = scores(task.metrics, cast(np.ndarray, answers[split]), cast(np.ndarray, gold))
         figures |= (

@@ -28,21 +28,51 @@ def temperature_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     return temperature**2 * terms.sum(-1).mean()
 
 
-def soft_target_loss(outputs, targets: Tensor, *, temperature: float, regression: bool) -> Tensor:
+def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the mean over entries of T² · KL(Bernoulli(σ(t/T)) ‖ Bernoulli(σ(z/T))), in nats and fp32.
+
+    Args:
+        student: Logits z of any shape.
+        teacher: Logits t of the same shape.
+        temperature: T.
+    """
+    student, teacher = student.float() / temperature, teacher.float() / temperature
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return temperature**2 * (yes + no).mean()
+
+
+def soft_target_loss(
+    outputs,
+    targets: Tensor,
+    *,
+    temperature: float,
+    regression: bool,
+    multi_label: bool = False,
+    labels: Tensor | None = None,
+) -> Tensor:
     """Return the loss on the teacher's soft targets.
 
     Args:
         outputs: The student's outputs.
         targets: [B, C] for a classifier, [B, 1] for a number (the loss is then the squared error),
-            [B, 2, L] for answer starts and ends (the loss is then their mean).
-        temperature: The temperature of the softmax.
+            [B, 2, L] for answer starts and ends (the loss is then their mean), [B, C, L] for labels
+            of words.
+        temperature: The temperature of the softmax, or of the sigmoid of each label.
         regression: Whether the task predicts a number.
+        multi_label: Whether each of the C labels is a decision of its own.
+        labels: [B, L] for labels of words: the loss is the mean over tokens whose label is not -100.
     """
     if hasattr(outputs, "start_logits"):
         student = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
         return temperature_kl(student, targets, temperature)
     if regression:
         return F.mse_loss(outputs.logits.float(), targets)
+    if multi_label:
+        return bernoulli_kl(outputs.logits, targets, temperature)
+    if targets.ndim == 3 and labels is not None:
+        labeled = labels != -100
+        return temperature_kl(outputs.logits[labeled], targets.transpose(1, 2)[labeled], temperature)
     return temperature_kl(outputs.logits, targets, temperature)
 
 

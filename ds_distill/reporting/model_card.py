@@ -25,6 +25,7 @@ PIPELINES = {
     "masked-lm": "fill-mask",
     "classification": "text-classification",
     "question-answering": "question-answering",
+    "token-classification": "token-classification",
     "encoder": "feature-extraction",
 }
 HELDOUT_POSITIONS = (
@@ -84,6 +85,8 @@ print(output.last_hidden_state.shape)  # one text, its tokens, the hidden size
 INPUTS = {
     "masked-lm": 'f"The capital of France is {pipe.tokenizer.mask_token}."',
     "classification": '"A text to classify."',
+    "multi-label": '"A text to classify.", top_k=None',
+    "token-classification": '"Ada wrote it in London.", aggregation_strategy="first"',
     "pair": '{"text": "The first text.", "text_pair": "The second text."}',
 }
 
@@ -204,7 +207,7 @@ def task_card(
         )
         + f"# A model for {task.name}\n\nAn encoder fine-tuned on the task {task.name} with ds-distill"
         + f"{_made_of(origin)}.\n\n"
-        + _usage("pair" if head == "classification" and len(task.texts) == 2 else head)
+        + _usage("pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head)
         + (f"Its labels: {labels}.\n\n" if labels else "")
         + f"## Measured\n\n{table(rows, columns)}\n\n{remark}"
         + _training(origin)

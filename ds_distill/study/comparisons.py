@@ -67,7 +67,7 @@ def comparison_sections(rows: list[dict], tasks: list[str], outputs: Mapping[str
     remarks = _remarks(outputs)
     first = next((row["model"] for row in get_students(rows)), None)
     baselines = [name for name in (first, TEACHER) if name and any(row["model"] == name for row in rows)]
-    columns = {"all": "mean of the tasks"} | task_headings(tasks)
+    columns = {"all": "mean of the tasks"} | task_headings(tasks, rows)
     lines = [
         {"model": model, "baseline": baseline}
         | {"all": _difference(draws, tasks, tasks, model, baseline)}

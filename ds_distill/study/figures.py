@@ -98,9 +98,14 @@ def get_students(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {TASK_DISTILLATION}")]
 
 
-def task_headings(tasks: list[str]) -> dict[str, str]:
-    """Return one column heading per task, with the metric that is shown."""
-    return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
+def task_headings(tasks: list[str], rows: list[dict]) -> dict[str, str]:
+    """Return one column heading per task, with the metric that is shown.
+
+    A user's own task has the metric of its results; without any, the heading names none.
+    """
+    measured = {task: result["metric"] for row in rows for task, result in row["tasks"].items()}
+    metrics = {task: TASKS[task].metrics[0] if task in TASKS else measured.get(task, "") for task in tasks}
+    return {task: f"{task} ({metric.replace('_', ' ')})" if metric else task for task, metric in metrics.items()}
 
 
 def format_loss(figures: Mapping[str, Any], key: str) -> str:

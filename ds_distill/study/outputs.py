@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ds_distill.study.plan import Study
 from ds_distill.study.scheduler import make_folder_name
-from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
+from ds_distill.tasks.own_task import find_task, get_label
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -43,12 +43,14 @@ def load_outputs(study: Study, folder: Path, rows: list[dict]) -> dict[str, Task
         rows: One row per model, from `collect_rows`.
     """
     outputs = {}
-    for name in study.tasks:
-        outputs[name] = task = TaskOutputs(get_task(name).metrics[0])
-        reader = _Reader(name, str(expand_user(study.data) / name) if study.data else None)
-        for row in rows:
-            if name not in row["tasks"]:
-                continue
+    for given in study.tasks:
+        name, data = get_label(given), study.get_task_data(given)
+        measured = [row for row in rows if name in row["tasks"]]
+        if not measured:
+            continue
+        outputs[name] = task = TaskOutputs(measured[0]["tasks"][name]["metric"])
+        reader = _Reader(given, str(expand_user(data)) if data else None)
+        for row in measured:
             model, seeds = row["model"], [seed["seed"] for seed in row["tasks"][name]["seeds"]]
             place = folder / "tasks" / name / make_folder_name(model)
             try:
@@ -85,5 +87,5 @@ class _Reader:
 
         if self._data is None:
             with spinner(f"reading {self.task}"):
-                self._data = load_data(get_task(self.task), self.folder)
+                self._data = load_data(find_task(self.task, self.folder), self.folder)
         return score_again(run, self._data)

@@ -22,8 +22,9 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
 from ds_distill.run_record import write_record
 from ds_distill.study.scheduler import Job, make_folder_name, run_jobs, split_launch_command
-from ds_distill.tasks.catalog import TASKS, get_task
+from ds_distill.tasks.catalog import TASKS
 from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.own_task import find_task, get_label, is_task_file
 from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import read_summary, write_json
@@ -53,6 +54,8 @@ class Study:
 
     Args:
         base: The recipe that all students start from.
+        tasks: The tasks by name, or the YAML files of a user's own; the file's name without its suffix
+            stands for such a task.
         students: Maps each name to the dotted settings in which that student differs from `base`.
         include_teacher: Whether to fine-tune the teacher as well.
         seeds: How many seeds each fine-tuning has, unless its task has a number of its own.
@@ -95,12 +98,21 @@ class Study:
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
+    @property
+    def labels(self) -> list[str]:
+        """What stands for each task in folders and tables."""
+        return [get_label(task) for task in self.tasks]
+
+    def get_task_data(self, task: str) -> str | None:
+        """Return the folder of a task's files; None where they come from the hub, or its YAML file names them."""
+        return str(Path(self.data) / task) if self.data and not is_task_file(task) else None
+
     def get_finetune_settings(self, task: str) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings."""
         settings = (
             {"seeds": self.seeds}
-            | {key: value for key, value in self.finetune.items() if key not in TASKS}
-            | (self.finetune.get(task) or {})
+            | {key: value for key, value in self.finetune.items() if key not in (*TASKS, *self.labels)}
+            | (self.finetune.get(get_label(task)) or {})
         )
         return settings.pop("seeds"), settings
 
@@ -115,14 +127,16 @@ class Study:
         self._check_inputs()
 
     def _check_tasks(self) -> None:
-        malformed = [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]
+        names = (*TASKS, *self.labels)
+        malformed = [name for name, own in self.finetune.items() if name in names and not isinstance(own or {}, dict)]
         if malformed:
             raise UserError(
                 f"finetune: {malformed[0]}: {self.finetune[malformed[0]]!r}: must map names of settings to values, "
                 "such as {epochs: 3}"
             )
         for name in self.tasks:
-            task, (seeds, settings) = get_task(name), self.get_finetune_settings(name)
+            data = self.get_task_data(name)
+            task, (seeds, settings) = find_task(name, data), self.get_finetune_settings(name)
             if type(seeds) is not int or seeds < 1:
                 raise UserError(f"seeds of {name} = {seeds!r}: must be a whole number, 1 or more")
             for key in settings:
@@ -140,10 +154,10 @@ class Study:
                 raise UserError(
                     f"finetune of {name}: {settings}: a value that must be a number is not one ({error})"
                 ) from None
-            if self.data:
+            if data and not task.own:
                 for split in ("train", *task.validation):
-                    split_files(expand_user(self.data) / name, split)
-        if duplicates := {name for name in self.tasks if self.tasks.count(name) > 1}:
+                    split_files(expand_user(data), split)
+        if duplicates := {name for name in self.labels if self.labels.count(name) > 1}:
             raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
 
     def _check_students(self) -> None:
@@ -256,19 +270,19 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
             task,
             "--seeds",
             str(seeds),
-            *(["--data", str(Path(study.data) / task)] if study.data else []),
+            *(["--data", data] if (data := study.get_task_data(task)) else []),
             *(word for key, value in task_settings.items() for word in (f"--finetune.{key}", str(value))),
         )
-        folder = output / "tasks" / task
+        folder, label = output / "tasks" / get_label(task), get_label(task)
         if study.include_teacher:
-            jobs.append(Job(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
+            jobs.append(Job(f"{label}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
             student = output / "students" / make_folder_name(name)
-            jobs.append(Job(f"{task}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
+            jobs.append(Job(f"{label}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
             if name in study.task_distillation:
                 jobs.append(
                     Job(
-                        f"{task}, {name}, {TASK_DISTILLATION}",
+                        f"{label}, {name}, {TASK_DISTILLATION}",
                         folder / make_folder_name(f"{name}, {TASK_DISTILLATION}"),
                         words,
                         model=student,
@@ -382,8 +396,9 @@ def _read_tasks(study: Study, jobs: list[Job]) -> None:
 
     for task in study.tasks:
         if any(job.argv[:3] == ("finetune", "--task", task) and not job.done for job in jobs):
-            with spinner(f"reading {task}"):
-                load_data(get_task(task), str(expand_user(study.data) / task) if study.data else None)
+            with spinner(f"reading {get_label(task)}"):
+                data = study.get_task_data(task)
+                load_data(find_task(task, data), str(expand_user(data)) if data else None)
 
 
 def _expand_home(plan: dict) -> dict:
@@ -433,7 +448,7 @@ def collect_rows(study: Study, output: Path) -> list[dict]:
                 for key, value in json.loads(summary_file.read_text(encoding="utf-8")).items()
                 if "heldout" in key or key in keys
             }
-        for task in study.tasks:
+        for task in study.labels:
             file = output / "tasks" / task / make_folder_name(name) / "summary.json"
             if file.is_file():
                 summary = json.loads(file.read_text(encoding="utf-8"))

@@ -108,19 +108,17 @@ def make_study_sections(folder: Path, picture: Path) -> list[Section]:
     """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     study = Study.from_dict(plan)
-    rows = collect_rows(study, folder)
+    rows, tasks = collect_rows(study, folder), study.labels
     outputs = load_outputs(study, folder, rows)
     for row in rows:
         for task, result in row["tasks"].items():
             if "constant" not in result and row["model"] in outputs[task].runs:  # as an earlier version wrote it
                 result["constant"] = outputs[task].runs[row["model"]][0].score_constant()
-    sections = [section for section in (retention_table(rows, plan["tasks"]),) if section] + task_tables(
-        rows, plan["tasks"]
-    )
-    sections += comparison_sections(rows, plan["tasks"], outputs)
-    if others := other_metrics_table(rows, plan["tasks"]):
+    sections = [section for section in (retention_table(rows, tasks),) if section] + task_tables(rows, tasks)
+    sections += comparison_sections(rows, tasks, outputs)
+    if others := other_metrics_table(rows, tasks):
         sections.append(others)
-    if ablation := ablation_table(rows, plan["tasks"], plan["students"]):
+    if ablation := ablation_table(rows, tasks, plan["students"]):
         sections.append(ablation)
     if section := pretraining_section(folder, rows, picture, plan["students"]):
         sections.append(section)

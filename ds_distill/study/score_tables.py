@@ -52,7 +52,8 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         for seed in result["seeds"]
         if "precision" in seed
     }
-    for heading, names in (("Scores on GLUE's dev sets", GLUE), ("Scores on other tasks", OTHER_TASKS)):
+    others = (*OTHER_TASKS, *(task for task in tasks if task not in TASKS))
+    for heading, names in (("Scores on GLUE's dev sets", GLUE), ("Scores on other tasks", others)):
         shown_tasks = [task for task in names if task in tasks]
         if not shown_tasks:
             continue
@@ -92,7 +93,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             {"kept": "share of the teacher's mean"} if teacher else {}
         )
         columns |= {"above": "share above the constant answer"} if teacher and constant else {}
-        columns |= task_headings(shown_tasks)
+        columns |= task_headings(shown_tasks, rows)
         text = (
             "Scores in percent: medians over seeds, with the lowest and the highest in parentheses. The paper's rows "
             "are for comparison; they have the paper's own teacher and data, and the paper does not state which of a "
@@ -159,7 +160,7 @@ def retention_table(rows: list[dict], tasks: list[str]) -> Section | None:
         for row in rows
         if row is not teacher
     ]
-    columns = {"model": "model", "all": "share of the mean of all tasks"} | task_headings(tasks)
+    columns = {"model": "model", "all": "share of the mean of all tasks"} | task_headings(tasks, rows)
     text = (
         "Each model's score as a share of its teacher's; medians over seeds. The paper's DistilBERT retains 97 % of "
         "BERT-base's mean on GLUE."
@@ -177,7 +178,7 @@ def data_set_table(rows: list[dict]) -> Section | None:
     lines = []
     for task, result in sizes.items():
         train, dev = result["examples"]["train"], result["examples"]["dev"]
-        points = f"{100 / dev:.2f}" if TASKS[task].metrics[0] == "accuracy" else "–"
+        points = f"{100 / dev:.2f}" if result["metric"] == "accuracy" else "–"
         truncated = sum(result["truncated"].values()) if "truncated" in result else None
         skipped = sum(count for causes in result.get("left_out", {}).values() for count in causes.values())
         lines.append(

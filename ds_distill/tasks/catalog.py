@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 from ds_distill.utils.errors import UserError, did_you_mean
 
 # This key stands in a fine-tuned folder's config.json, next to finetuning_task: the most tokens of
 # an example.
 LENGTH_KEY = "finetuning_length"
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The files of a task that a user describes, or of one whose data is not on the hub.
+
+    Args:
+        source: What names the files: the task's YAML file, or the option with its folder.
+        train: The training set.
+        dev: The dev set; None where a share of the training set is held out.
+        dev_share: That share.
+        label: The column of the label; or of several labels, the columns of 0 and 1 that are named
+            after them.
+        separator: What stands between the labels of an example in one column of text.
+    """
+
+    source: str
+    train: Path
+    dev: Path | None
+    dev_share: float = 0.0
+    label: tuple[str, ...] = ("label",)
+    separator: str = ","
 
 
 @dataclass(frozen=True)
@@ -20,12 +43,16 @@ class Task:
         texts: One or two columns, by the hub's names.
         labels: The names of the classes by id; empty for a number (STS-B's 0 to 5).
         metrics: The metrics. The task is ranked by the first.
-        hub: The path and the configuration on the hub.
+        hub: The path and the configuration on the hub; the path is empty where it has none.
         validation: The validation splits, by the names that their figures get.
         glue_columns: The columns of the original GLUE file whose names differ from the hub's, as
             (original, hub).
         headerless_columns: The columns by position, where the original has no header.
         spans: Whether the task predicts spans of a context, instead of a class or a number.
+        tokens: Whether the task predicts a label of each word; `texts` then names the column of words.
+        multi_label: Whether an example has any number of the labels.
+        labels_from_data: Whether the labels are those of the training set, and not known before.
+        own: The files of a task that is not on the hub.
     """
 
     name: str
@@ -37,11 +64,20 @@ class Task:
     glue_columns: tuple[tuple[str, str], ...] = ()
     headerless_columns: tuple[str, ...] = ()
     spans: bool = False
+    tokens: bool = False
+    multi_label: bool = False
+    labels_from_data: bool = False
+    own: OwnData | None = None
 
     @property
     def regression(self) -> bool:
         """Whether the task predicts a number."""
-        return not self.labels and not self.spans
+        return not (self.labels or self.labels_from_data or self.spans)
+
+    @property
+    def entities(self) -> bool:
+        """Whether the labels of words are entities in the BIO scheme, and not one tag per word."""
+        return self.tokens and self.metrics != ("accuracy",)
 
 
 def _glue(
@@ -90,6 +126,7 @@ TASKS = {
         Task("imdb", ("text",), ("negative", "positive"), ("accuracy",), ("stanfordnlp/imdb", None), ("test",)),
         Task("squad", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad", None), spans=True),
         Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None), spans=True),
+        Task("ner", ("tokens",), (), ("f1", "precision", "recall"), ("", None), tokens=True, labels_from_data=True),
     )
 }
 
@@ -105,7 +142,7 @@ def normalize_name(name: object) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
-OWN_TASK = "for a task with labels of its own, see 'Use your own task' in docs/guide/finetuning.md"
+OWN_TASK = "for a task with labels of its own, give a YAML file: 'Use your own task' in docs/guide/finetuning.md"
 
 
 def get_task(name: str) -> Task:

@@ -13,7 +13,7 @@ from ds_distill.utils.errors import UserError, expand_user
 
 # Data sets give these names to their texts: one column, or two in the order in which a model reads
 # them.
-KNOWN = {task.texts for task in TASKS.values()} | {
+KNOWN = {task.texts for task in TASKS.values() if not task.tokens} | {
     ("text", "text_pair"),
     ("text1", "text2"),
     ("text_a", "text_b"),

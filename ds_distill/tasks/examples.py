@@ -50,12 +50,13 @@ class Examples:
 
     Args:
         texts: One or two lists of strings.
-        labels: Class ids, or floats for a number.
+        labels: Class ids, or floats for a number; of several labels a list of 0.0 and 1.0 for each
+            example, and of words a list of their class ids. `texts` then holds lists of words.
         left_out: How many rows are left out, by cause.
     """
 
-    texts: list[list[str]]
-    labels: list[int] | list[float]
+    texts: list[list[Any]]
+    labels: list[Any]
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
@@ -327,7 +328,7 @@ def open_text(file: Path) -> io.TextIOBase:
     return file.open(encoding="utf-8-sig", newline="")
 
 
-def get_file_suffix(file: Path) -> str | None:
-    """Return the suffix of a file of a known kind, without that of compression; None for others."""
+def get_file_suffix(file: Path, formats: tuple[str, ...] = FILE_FORMATS) -> str | None:
+    """Return the suffix of a file of one of the formats, without that of compression; None for others."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
-    return suffixes[-1] if suffixes and suffixes[-1] in FILE_FORMATS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in formats else None

@@ -51,9 +51,27 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
     return score
 
 
+def _averaged_f1(average: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
+    def score(predicted: np.ndarray, labels: np.ndarray) -> float | None:
+        from sklearn.metrics import f1_score
+
+        # A label that is neither given nor predicted has no score; scikit-learn would count it as 0.
+        used = None
+        if labels.ndim == 2:
+            used = np.flatnonzero((predicted != 0).any(axis=0) | (labels != 0).any(axis=0))
+            if not len(used):
+                return None
+        return float(f1_score(labels, predicted, labels=used, average=average, zero_division=0))
+
+    return score
+
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
-    "accuracy": lambda predicted, labels: float((predicted == labels).mean()),
+    # of several labels: the share of examples on which all are right
+    "accuracy": lambda predicted, labels: float((predicted == labels).reshape(len(labels), -1).all(axis=1).mean()),
     "f1": _f1,  # of class 1
+    "f1_macro": _averaged_f1("macro"),
+    "f1_micro": _averaged_f1("micro"),
     "matthews": _matthews,
     "pearson": _correlation("pearsonr"),
     "spearman": _correlation("spearmanr"),
@@ -66,9 +84,13 @@ def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> M
     Args:
         names: The names of the metrics.
         outputs: [examples, classes], or [examples, 1] for a number.
-        labels: [examples].
+        labels: [examples], or [examples, classes] of 0 and 1 for any number of labels; a label is
+            predicted where its output is above 0, which is a probability above one half.
     """
-    predicted = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+    if labels.ndim == 2:
+        predicted = (outputs > 0).astype(labels.dtype)
+    else:
+        predicted = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
     return {name: METRICS[name](predicted, labels) if len(labels) else None for name in names}
 
 

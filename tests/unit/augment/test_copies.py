@@ -37,12 +37,12 @@ def test_copies_of_pairs_are_rewritten_and_some_are_paired_anew(proposer):
     assert rows != list(copy_examples(task, [TEXTS, OTHERS], 0, proposer, 5, 2))
     assert 0.15 < np.mean([row["how"] == OTHER_PAIR for row in rows]) < 0.35 and "label" not in rows[0]
     for row in rows:
-        source, number = row["source"], int(row["sentence2"].split()[-1])
-        assert int(row["sentence1"].split()[-1]) == source and 1 <= row["copy"] <= 5
+        source, number = row["source"], int(row["texts"]["sentence2"].split()[-1])
+        assert int(row["texts"]["sentence1"].split()[-1]) == source and 1 <= row["copy"] <= 5
         assert row["how"] == OTHER_PAIR or number == source
-        assert (row["sentence1"], row["sentence2"]) != (TEXTS[source], OTHERS[source])
+        assert (row["texts"]["sentence1"], row["texts"]["sentence2"]) != (TEXTS[source], OTHERS[source])
     one_text = list(copy_examples(get_task("sst2"), [TEXTS], 0, proposer, 2, 1))
-    assert {row["how"] for row in one_text} == {WORDS} and set(one_text[0]) == {"source", "copy", "how", "sentence"}
+    assert {row["how"] for row in one_text} == {WORDS} and set(one_text[0]["texts"]) == {"sentence"}
     assert not list(copy_examples(get_task("sst2"), [["12 + 3", ""]], 0, proposer, 2, 1)), "equal to their sources"
 
 
@@ -54,7 +54,7 @@ def test_copies_of_questions_may_ask_about_a_paragraph_nearby(proposer):
     moved = [row for row in rows if row["how"] == OTHER_PARAGRAPH]
     assert 0.15 < len(moved) / len(rows) < 0.35
     for row in rows:
-        distance = abs(places[row["context"]] - int(row["source"]) // 2)
+        distance = abs(places[row["texts"]["context"]] - int(row["source"]) // 2)
         assert distance <= 5 and (distance > 0) == (row["how"] == OTHER_PARAGRAPH)
     alone = [Question("0", "12?", "a", ())]
     assert not list(copy_questions(alone, ["a"], {"a": 0}, 0, proposer, 9, 1))
@@ -68,8 +68,8 @@ def test_cloze_questions_are_sentences_with_a_gap():
     (first, second) = make_cloze_questions(documents, 3)
     assert [first, second] == list(make_cloze_questions(documents, 3)) and first != second
     for row in (first, second):
-        assert row["context"] == paragraph and row["how"] == CLOZE
-        kept = row["question"].split()
+        assert row["texts"]["context"] == paragraph and row["how"] == CLOZE
+        kept = row["texts"]["question"].split()
         words = next(words for name in names if len(set(kept) - set(words := sentence.format(name).split())) == 0)
         gap = len(words) - len(kept)
         assert 1 <= gap <= 5

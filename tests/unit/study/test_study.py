@@ -9,8 +9,10 @@ import yaml
 
 from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser, check_command
+from ds_distill.cli.study import read_own_tasks
 from ds_distill.recipe import Match, Stage
-from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_jobs, run_study
+from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, collect_rows, make_jobs, run_study
+from ds_distill.study.score_tables import task_tables
 from ds_distill.utils.errors import UserError
 
 
@@ -71,6 +73,30 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
     assert rte.argv[3:] == ("--seeds", "5", "--finetune.learning_rate", "0.0001")
     assert squad.argv[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
     assert (rte.seeds, squad.seeds) == (5, 1)
+
+
+def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text("text: text\nlabel: label\ndev_share: 0.5\n")
+    plan = (
+        f"tasks: [rte, {file}]\nteacher: T\ncorpus: text.txt\ndata: {tmp_path}\nfinetune: {{mine: {{epochs: 1e1}}}}\n"
+    )
+    (tmp_path / "plan.yaml").write_text(plan)
+    options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
+    study = Study(**{key: options[key] for key in Study.__dataclass_fields__} | {"finetune": read_own_tasks(options)})
+    assert study.labels == ["rte", "mine"] and study.get_finetune_settings(str(file)) == (3, {"epochs": 10.0})
+    jobs = make_jobs(study, tmp_path / "out")
+    assert jobs[-1].argv == ("finetune", "--task", str(file), "--seeds", "3", "--finetune.epochs", "10.0")
+    assert jobs[-1].output == tmp_path / "out" / "tasks" / "mine" / "distilled" and "--data" in jobs[-3].argv
+    result = {"metric": "f1_macro", "metrics": {"f1_macro": 0.5}, "seeds": [{"seed": 0, "f1_macro": 0.5}]}
+    jobs[-1].output.mkdir(parents=True)
+    (jobs[-1].output / "summary.json").write_text(json.dumps(result))
+    [section] = task_tables(collect_rows(study, tmp_path / "out"), ["mine"])
+    assert section.columns["mine"] == "mine (f1 macro)" and section.rows[-1]["mine"] == "50.0"
+    study.tasks = [str(file), str(file)]
+    with pytest.raises(UserError, match="tasks: mine: given twice; remove one"):
+        study.check()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,32 @@
+"""The scores of tags: those of whole entities, or of single words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ds_distill.tasks.metrics import Measured
+from ds_distill.tasks.tagged import OUTSIDE
+
+
+def tag_scores(metrics: Sequence[str], predicted: list[list[str]], gold: list[list[str]]) -> Measured:
+    """Return scores of tags by name, as shares.
+
+    f1, precision and recall are those of entities over all types, where an entity counts if its
+    first word, its last word and its type are right, as in CoNLL's own script. accuracy is that of
+    words. None means that there was nothing to measure.
+
+    Args:
+        metrics: The names of the metrics.
+        predicted: The tags of each sentence's words.
+        gold: The right ones.
+    """
+    if "accuracy" in metrics:
+        pairs = [pair for tags in zip(predicted, gold, strict=True) for pair in zip(*tags, strict=True)]
+        return {"accuracy": sum(one == other for one, other in pairs) / len(pairs) if pairs else None}
+    types = sorted({tag[2:] for tags in (*predicted, *gold) for tag in tags if tag != OUTSIDE})
+    if not types:
+        return dict.fromkeys(metrics)
+    from nervaluate import Evaluator
+
+    strict = Evaluator(gold, predicted, tags=types, loader="list").evaluate()["overall"]["strict"]
+    return {name: float(getattr(strict, name)) for name in metrics}
