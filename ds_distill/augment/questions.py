@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ds_distill.augment import CLOZE
 from ds_distill.augment.copies import WORDS
 from ds_distill.augment.words import WordProposer
 from ds_distill.tasks.squad import Question
 
 MOVED = 0.25  # share of the copies that ask about another paragraph
 NEARBY = 5  # paragraphs before and after a question's own, among which another one is chosen
-OTHER_PARAGRAPH, CLOZE = "words, another paragraph", "cloze"
+OTHER_PARAGRAPH = "words, another paragraph"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_a-z])")  # before a letter that is not a small one
 # Of a paragraph: the fewest sentences, of which one becomes the question, and the fewest and the most words
 SENTENCES, FEWEST_WORDS, MOST_WORDS = 3, 60, 250

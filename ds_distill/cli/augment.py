@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_distill.augment import FILE
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.data.sources import check_inputs
@@ -106,4 +107,4 @@ def run(options) -> dict:
 
 
 def closing(options, summary: dict) -> str:
-    return format_closing(aligned([("rows", str(Path(options.output) / "augmented.jsonl"))]))
+    return format_closing(aligned([("rows", str(Path(options.output) / FILE))]))

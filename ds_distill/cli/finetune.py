@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_distill.augment import FILE
 from ds_distill.cli import arguments, push
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
@@ -21,7 +22,6 @@ PURPOSE = (
     "fine-tuned teacher"
 )
 EXAMPLES = r"""
-ds-distill finetune --task sst2 --model runs/student --output runs/sst2
 ds-distill finetune --task rte --model runs/student --data glue/RTE \
     --seeds 5 --output runs/rte
 ds-distill finetune --task squad --model runs/student \
@@ -70,6 +70,12 @@ def add_arguments(parser) -> None:
         "SQuAD's JSON), with the Hub's columns or in GLUE's layout; loaded from the Hub when not given",
     )
     parser.add_argument(
+        "--augmented",
+        type=UserPath | None,
+        default=None,
+        help="folder written by augment, whose texts the teacher labels",
+    )
+    parser.add_argument(
         "--seeds", type=int, default=1, help="number of seeds, starting at --first_seed; reported scores are medians"
     )
     parser.add_argument("--first_seed", type=int, default=0, help="first seed")
@@ -106,6 +112,16 @@ def check(options) -> None:
         get_task(options.task)
     settings = arguments.build_section(options.finetune, FinetuneConfig)
     settings.check()
+    if options.augmented and not options.teacher:
+        raise UserError(
+            f"--augmented {options.augmented}: its texts have no labels; give --teacher with a model that is "
+            "fine-tuned on the task"
+        )
+    if settings.augmented_copies and not options.augmented:
+        raise UserError(
+            f"finetune.augmented_copies = {settings.augmented_copies}: --augmented is missing; give a folder that "
+            "`ds-distill augment` has written"
+        )
     expand_grid(settings, options.grid or [])
 
 
@@ -114,6 +130,10 @@ def check_paths(options) -> None:
     find_model_folder(options.model, "--model").check_files()
     if options.teacher:
         find_model_folder(options.teacher, "--teacher").check_files()
+    if options.augmented and not (expand_user(options.augmented) / FILE).is_file():
+        raise UserError(
+            f"--augmented {options.augmented}: {FILE} is missing; give a folder that `ds-distill augment` has written"
+        )
     task = find_task(options.task, options.data)
     if options.data and not task.own:
         for split in ("train", *task.validation):
@@ -133,6 +153,7 @@ def run(options) -> dict:
         seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
         teacher=options.teacher,
         data=options.data,
+        augmented=options.augmented,
         report_to=options.report_to,
     )
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]

@@ -40,6 +40,7 @@ class FinetuneConfig:
             0.5.
         hidden_weight: Weight of 1 − cos between the last hidden states of teacher and student, which
             must have the same width. Above 0, the teacher runs in every step.
+        augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
         average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
             the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
         precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
@@ -58,6 +59,7 @@ class FinetuneConfig:
     hard_label_weight: float = 0.5
     soft_label_weight: float = 0.5
     hidden_weight: float = 0.0
+    augmented_copies: int = 0
     average_weights: float = 0.0
     precision: PRECISIONS = "auto"
 
@@ -68,7 +70,7 @@ class FinetuneConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"finetune.{name} = {value}: must be a finite number")
-        for name in ("batch_size", "max_length", "max_train_samples"):
+        for name in ("batch_size", "max_length", "max_train_samples", "augmented_copies"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be a whole number")
         for name in ("learning_rate", "epochs", "batch_size", "temperature"):
@@ -91,6 +93,7 @@ class FinetuneConfig:
             "warmup_ratio",
             "weight_decay",
             "max_train_samples",
+            "augmented_copies",
             "hard_label_weight",
             "soft_label_weight",
             "hidden_weight",

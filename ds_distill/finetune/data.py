@@ -76,8 +76,8 @@ def load_data(task: Task, folder: str | None) -> Data:
     if task.own:
         task, own_train, own_dev = load_own(task)
         named = json.dumps([task.labels, task.metrics])
-        digest = _digest(task.name, named, len(own_train), *(_rows(part) for part in (own_train, own_dev)))
-        return Data(task, own_train, {task.validation[0]: own_dev}, digest)
+        fingerprint = digest(task.name, named, len(own_train), *(_rows(part) for part in (own_train, own_dev)))
+        return Data(task, own_train, {task.validation[0]: own_dev}, fingerprint)
     load: Callable[[Task, str, str | None], Examples | Questions] = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in cast(Questions, train)):
@@ -89,7 +89,7 @@ def load_data(task: Task, folder: str | None) -> Data:
         for part in (train, *dev.values())
         for row in (map(vars, cast(Questions, part)) if task.spans else _rows(cast(Examples, part)))
     )
-    return Data(task, train, dev, _digest(task.name, len(train), rows))
+    return Data(task, train, dev, digest(task.name, len(train), rows))
 
 
 def _rows(part: Examples) -> Iterator[tuple]:
@@ -199,7 +199,7 @@ def teacher_outputs(
     """
     file = (
         folder
-        / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
+        / f"{weights_fingerprint(teacher)[:16]}-{digest(zip(*features.inputs.values(), strict=True))}.safetensors"
     )
     if not file.is_file():
         outputs = predict(teacher, features, collator, batch, "computing the teacher's outputs")
@@ -218,10 +218,10 @@ def teacher_outputs(
     return [part.reshape(-1, length) for part, length in zip(parts, lengths, strict=True)] if lengths else parts
 
 
-def _digest(*values: object) -> str:
+def digest(*values: object) -> str:
     """Return a digest of values; the items of an iterator are digested one by one."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for value in values:
         for row in value if isinstance(value, Iterator) else (value,):
-            digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()[:16]
+            hashed.update(json.dumps(row).encode() + b"\n")
+    return hashed.hexdigest()[:16]

@@ -29,6 +29,7 @@ class Features(Dataset):
         labels: The arguments of the model's forward that hold labels, by name.
         teacher: The teacher's outputs for each row, as of `predict`; or None.
         cut: How many examples, or SQuAD questions, were longer than the part that is read.
+        labeled: Whether each row has labels; None where all have. The labels of the others are placeholders.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Features(Dataset):
         teacher: list[np.ndarray] | None = None,
         *,
         cut: int = 0,
+        labeled: list[bool] | None = None,
     ):
-        self.inputs, self.labels, self.teacher, self.cut = inputs, labels, teacher, cut
+        self.inputs, self.labels, self.teacher, self.cut, self.labeled = inputs, labels, teacher, cut, labeled
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -48,6 +50,7 @@ class Features(Dataset):
         out = {name: values[row] for name, values in self.inputs.items()} | {
             name: values[row] for name, values in self.labels.items()
         }
+        out |= {} if self.labeled is None else {"labeled": self.labeled[row]}
         return out if self.teacher is None else out | {"teacher": self.teacher[row]}
 
     @property
@@ -130,6 +133,8 @@ class Collator:
                     width = batch["input_ids"].shape[1]
                     values = [row + [-100] * (width - len(row)) for row in values]
                 batch[name] = torch.tensor(values)
+        if "labeled" in rows[0]:
+            batch["labeled"] = torch.tensor([row["labeled"] for row in rows])
         if "teacher" in rows[0]:
             width = max(row["teacher"].shape[-1] for row in rows)
             given = [row["teacher"] for row in rows]

@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, EncodedTask, dev_sets, encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.data import Data, EncodedTask, dev_sets, digest, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
@@ -59,15 +60,15 @@ class Plan:
     """The state that all runs of a plan share.
 
     Args:
-        sets: The encoded sets by (length, max_train_samples), with the teacher's outputs where there is
-            one.
+        sets: The encoded sets by (length, max_train_samples, augmented_copies), with the teacher's outputs
+            where there is one.
         origin: What the model cards tell of the model and the training.
     """
 
     data: Data
     model: str
     output: Path
-    sets: dict[tuple[int, int], EncodedTask]
+    sets: dict[tuple[int, int, int], EncodedTask]
     collator: Collator
     teacher: PreTrainedModel | None
     device: torch.device
@@ -81,7 +82,11 @@ class Plan:
 
     def encode_sets(self, point: FinetuneConfig) -> EncodedTask:
         """Return the encoded sets of a point of the grid."""
-        return self.sets[point.max_length, point.max_train_samples]
+        return self.sets[_sets_key(point)]
+
+
+def _sets_key(point: FinetuneConfig) -> tuple[int, int, int]:
+    return point.max_length, point.max_train_samples, point.augmented_copies
 
 
 def finetune(
@@ -93,9 +98,12 @@ def finetune(
     seeds: list[int],
     teacher: str | None = None,
     data: str | None = None,
+    augmented: str | None = None,
     report_to: Sequence[str] = ("tensorboard",),
 ) -> dict:
     """Run a plan: every point of the grid with every seed, each once and in a folder of its own.
+
+    `augmented` is a folder that `augment` has written; its texts are trained on with the teacher's soft targets alone.
 
     Source of seeds and median: Sanh et al. 2019, section 3.
 
@@ -122,13 +130,14 @@ def finetune(
                 f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
                 "give models of one width"
             )
+    rows = read_augmented(Path(augmented), task_data) if augmented else None
     identity = {
         "task": task.name,
         "order": "by length",
         "model": weights_fingerprint(student)[:16],
         "data": task_data.fingerprint,
         "teacher": weights_fingerprint(teacher_model)[:16] if teacher_model else None,
-    }
+    } | ({"augmented": digest(iter(rows))} if rows is not None else {})
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := _finished_before(output, points, seeds):
             return finished
@@ -138,7 +147,9 @@ def finetune(
             hardware=provenance.describe_hardware(),
             versions=provenance.describe_versions(),
         )
-        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model, origin, report_to)
+        plan = _make_plan(
+            task_data, model, output, points, tokenizer, positions, teacher_model, rows, origin, report_to
+        )
         if teacher and task.regression:
             log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         described = describe_model(student.config, student.num_parameters())
@@ -150,10 +161,15 @@ def finetune(
     return (
         summary
         | ({"constant": DevOutputs.load(kept).score_constant()} if kept.is_file() else {})
-        | {"examples": task_data.counts | {"train": num_train}}
+        | {"examples": task_data.counts | {"train": num_train} | _count_augmented(sets)}
         | not_read(task_data, sets, tokenizer)
         | {"parameters": student.num_parameters()}
     )
+
+
+def _count_augmented(sets: EncodedTask) -> dict[str, int]:
+    labeled = sets.train.labeled
+    return {} if labeled is None else {"augmented": len(labeled) - sum(labeled)}
 
 
 def _check_same_tokenizer(
@@ -176,6 +192,7 @@ def _make_plan(
     tokenizer,
     positions: int,
     teacher_model: PreTrainedModel | None,
+    augmented: list[dict] | None,
     origin: Provenance,
     report_to: Sequence[str],
 ) -> Plan:
@@ -189,10 +206,12 @@ def _make_plan(
         teacher_model = teacher_model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
     sets = {}
     for point in points:
-        key = point.max_length, point.max_train_samples
+        key = _sets_key(point)
         if key not in sets:
             sets[key] = encode_sets(data, tokenizer, point, positions)
             log_not_read(data, sets[key], point, positions, tokenizer)
+            if augmented is not None:
+                sets[key].train = add_augmented(sets[key].train, augmented, data, tokenizer, point, sets[key].length)
             if teacher_model is not None:
                 with explain_disk_full(output), explain_out_of_memory(memory_remedy(point)):
                     sets[key].train.teacher = teacher_outputs(

@@ -15,7 +15,7 @@ from ds_distill.finetune.data import EncodedDev, EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.token_features import WordTokens, score_tags
 from ds_distill.finetune.weight_average import WeightAverage
-from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
+from ds_distill.losses.task_distillation import hidden_cosine_loss, labeled_rows_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
@@ -122,14 +122,14 @@ class FinetuneTrainer(Trainer):
         With soft targets it is the weighted sum of the labels' loss, the soft targets' loss and,
         where its weight is above 0, the cosine loss of the last hidden states.
         """
-        settings, targets = self.settings, inputs.pop("teacher", None)
+        settings, targets, labeled = self.settings, inputs.pop("teacher", None), inputs.pop("labeled", None)
         model_inputs = {name: inputs.pop(name) for name in INPUTS}
         outputs = model(
             **{name: model_inputs[name] for name in self.input_names},
-            **inputs,
+            **(inputs if labeled is None else {}),
             output_hidden_states=settings.hidden_weight > 0 and targets is not None,
         )
-        loss = outputs.loss
+        loss = outputs.loss if labeled is None else labeled_rows_loss(outputs, inputs, labeled)
         if targets is not None:
             loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
                 outputs,

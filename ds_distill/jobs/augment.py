@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 
+from ds_distill.augment import CLOZE, FILE
 from ds_distill.augment.copies import copy_examples
 from ds_distill.augment.questions import copy_questions, make_cloze_questions
 from ds_distill.augment.words import WordProposer
@@ -30,7 +31,6 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import StoredSummary, read_summary, write_atomically
 from ds_distill.utils.resources import explain_disk_full, explain_out_of_memory
 
-FILE = "augmented.jsonl"
 EXAMPLES = 256  # that are written together; what is written is not made again
 
 
@@ -91,9 +91,9 @@ def augment(
         with explain_disk_full(output), explain_out_of_memory("--model: give a smaller one"):
             parts = _write_parts(output, task_data.train, task, proposer, copies, seed)
         if cloze:
-            parts.append(_write(output, "cloze", islice(make_cloze_questions(documents(corpus or []), seed), cloze)))
+            parts.append(_write(output, CLOZE, islice(make_cloze_questions(documents(corpus or []), seed), cloze)))
         summary = _join(output, parts) | {"task": task.name, "examples": count, "copies": copies, "seed": seed}
-        if cloze and summary["how"].get("cloze", 0) < cloze:
+        if cloze and summary["how"].get(CLOZE, 0) < cloze:
             log(
                 f"--cloze {cloze}: the corpus yields {summary['how'].get('cloze', 0):,} questions; its lines are the "
                 "paragraphs, of 60 to 250 words"

@@ -5,6 +5,8 @@ Source: Sanh et al. 2019, section 3, after Hinton et al. 2015.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,6 +76,29 @@ def soft_target_loss(
         labeled = labels != -100
         return temperature_kl(outputs.logits[labeled], targets.transpose(1, 2)[labeled], temperature)
     return temperature_kl(outputs.logits, targets, temperature)
+
+
+def labeled_rows_loss(outputs, labels: Mapping[str, Tensor], labeled: Tensor) -> Tensor:
+    """Return the loss on the labels of some rows, summed over them and divided by the number of all rows.
+
+    With all rows labeled it is the loss of transformers' models.
+
+    Args:
+        outputs: The student's outputs.
+        labels: The arguments of a model's forward that hold labels: start_positions and end_positions [B] of answers,
+            or labels: [B] class ids or numbers, or [B, C] of 0 and 1 for any number of labels.
+        labeled: [B] bool.
+    """
+    if hasattr(outputs, "start_logits"):
+        parts = ((outputs.start_logits, "start_positions"), (outputs.end_logits, "end_positions"))
+        rows = sum(F.cross_entropy(logits.float(), labels[name], reduction="none") for logits, name in parts) / 2
+    elif labels["labels"].ndim == 2:
+        rows = F.binary_cross_entropy_with_logits(outputs.logits.float(), labels["labels"], reduction="none").mean(-1)
+    elif labels["labels"].is_floating_point():
+        rows = (outputs.logits.float().squeeze(-1) - labels["labels"]).square()
+    else:
+        rows = F.cross_entropy(outputs.logits.float(), labels["labels"], reduction="none")
+    return torch.where(labeled, rows, 0.0).mean()
 
 
 def hidden_cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ds_distill.augment import CLOZE, FILE
 from ds_distill.augment.copies import OTHER_PAIR, WORDS, copy_examples
-from ds_distill.augment.questions import CLOZE, OTHER_PARAGRAPH, copy_questions, make_cloze_questions
+from ds_distill.augment.questions import OTHER_PARAGRAPH, copy_questions, make_cloze_questions
 from ds_distill.augment.words import WordProposer
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.jobs import augment as job
@@ -100,7 +101,7 @@ def test_the_file_is_the_same_after_an_interruption(folder, tmp_path, monkeypatc
     monkeypatch.setattr(job, "_write", write)
     kept = (tmp_path / "resumed" / "parts" / "000000000.jsonl").stat().st_mtime_ns
     job.augment(task, str(folder), tmp_path / "resumed", data=str(data), copies=2)
-    files = [tmp_path / name / job.FILE for name in ("whole", "resumed")]
+    files = [tmp_path / name / FILE for name in ("whole", "resumed")]
     assert files[0].read_bytes() == files[1].read_bytes() and kept
     lines = files[0].read_text().splitlines()
     assert len(lines) == whole["rows"] == sum(whole["how"].values()) and not (tmp_path / "whole" / "parts").exists()

@@ -1,0 +1,95 @@
+"""Training examples that `augment` has written: texts without labels, which a teacher's soft targets label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from ds_distill.augment import FILE
+from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.finetune.data import Data
+from ds_distill.finetune.features import Features, encode_features
+from ds_distill.run_folder import RunFolder
+from ds_distill.tasks.examples import Examples
+from ds_distill.tasks.squad import Question, make_spans
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import read_json_object
+
+
+def read_augmented(folder: Path, data: Data) -> list[dict[str, Any]]:
+    """Return the rows of a folder that `augment` has written for a task's data.
+
+    Raises:
+        UserError: The folder is none, or was made of other data.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"--augmented {folder}: {FILE} is missing; give a folder that `ds-distill augment` has written")
+    try:
+        made_of = read_json_object(RunFolder(folder).identity)
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--augmented {folder}: cannot be read ({error}); write it anew") from error
+    for key, here in (("task", data.task.name), ("data", data.fingerprint)):
+        if made_of.get(key) != here:
+            raise UserError(
+                f"--augmented {folder}: was made of another {'task' if key == 'task' else 'training set'} "
+                f"({made_of.get(key)}, here {here}); write it anew with `ds-distill augment`"
+            )
+    return rows
+
+
+def add_augmented(
+    train: Features,
+    rows: Sequence[dict[str, Any]],
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneConfig,
+    length: int,
+) -> Features:
+    """Return the features of the training set, followed by those of augmented rows.
+
+    Args:
+        train: The features of the training set.
+        rows: The rows.
+        data: The task and its data.
+        tokenizer: The tokenizer.
+        settings: What copies to use, and of how many training examples.
+        length: The most tokens of an example, or of a question's span.
+    """
+    used = _used_sources(data, settings.max_train_samples)
+    copies = settings.augmented_copies
+    rows = [
+        row
+        for row in rows
+        if (row["source"] in used or str(row["source"]).startswith("paragraph "))
+        and (not copies or row["copy"] <= copies)
+    ]
+    if data.task.spans:
+        questions = [
+            Question(f"augmented {number}", row["texts"]["question"], row["texts"]["context"], ())
+            for number, row in enumerate(rows)
+        ]
+        spans = make_spans(questions, tokenizer, length)
+        added = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
+    else:
+        texts = [[row["texts"][name] for row in rows] for name in data.task.texts]
+        placeholder = cast(Examples, data.train).labels[0]
+        added = encode_features(Examples(texts, [placeholder] * len(rows)), tokenizer, length)  # type: ignore[list-item]
+    return Features(
+        {name: [*values, *added.inputs[name]] for name, values in train.inputs.items()},
+        {name: [*values, *added.labels[name]] for name, values in train.labels.items()},
+        cut=train.cut,
+        labeled=[True] * len(train) + [False] * len(added),
+    )
+
+
+def _used_sources(data: Data, most: int) -> set[int] | set[str]:
+    """Return the names of the training examples that are used, as the rows have them."""
+    if data.task.spans:
+        return {question.id for question in cast(Sequence[Question], data.train[: most or None])}
+    return set(range(min(len(data.train), most or len(data.train))))

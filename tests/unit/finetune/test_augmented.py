@@ -1,0 +1,124 @@
+"""Test training on augmented texts: what is read of them, and that only the teacher labels them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+
+from ds_distill.finetune import runs
+from ds_distill.finetune.augmented import add_augmented, read_augmented
+from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.finetune.data import encode_sets, load_data
+from ds_distill.finetune.features import Collator
+from ds_distill.jobs.augment import augment
+from ds_distill.losses.task_distillation import labeled_rows_loss
+from ds_distill.models.folder import find_model_folder
+from ds_distill.tasks.catalog import get_task
+from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
+
+POINT = FinetuneConfig(epochs=1, batch_size=8, max_length=24, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A masked-LM model, tasks, and their augmented copies."""
+    folder = tmp_path_factory.mktemp("augmented")
+    save_encoder("bert", folder / "model")
+    words = ["river", "town", "hills", "north", "sea", "people", "world", "machines"]
+    for name in ("rte", "stsb", "squad"):
+        (folder / name).mkdir()
+        rows = []
+        for i in range(16):
+            first, second = f"the {words[i % 8]} of the town {i}", f"a {words[i % 5]} in the hills"
+            if name == "squad":
+                context = f"{first} and {second}"
+                answers = {"text": ["hills"], "answer_start": [context.index("hills")]}
+                rows.append({"id": str(i), "question": second, "context": context, "answers": answers})
+            else:
+                label = i % 2 if name == "rte" else i / 4
+                rows.append({"sentence1": first, "sentence2": second, "label": label})
+        for split in ("train", "validation"):
+            (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        made = folder / f"{name}_augmented"
+        augment(get_task(name), str(folder / "model"), made, data=str(folder / name), copies=3)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["rte", "stsb", "squad"])
+def test_the_rows_of_the_used_examples_are_added_without_labels(world, name):
+    task = get_task(name)
+    data = load_data(task, str(world / name))
+    rows = read_augmented(world / f"{name}_augmented", data)
+    tokenizer = find_model_folder(str(world / "model"), "--model").tokenizer
+    whole = replace(POINT, max_length=64)
+    for point in (whole, replace(whole, augmented_copies=2, max_train_samples=10)):
+        sets = encode_sets(data, tokenizer, point, 64)
+        train = add_augmented(sets.train, rows, data, tokenizer, point, sets.length)
+        most, copies = point.max_train_samples or 16, point.augmented_copies or 3
+        wanted = [row for row in rows if int(row["source"]) < most and row["copy"] <= copies]
+        assert wanted and train.labeled == [True] * len(sets.train) + [False] * len(wanted)
+        for index, row in enumerate(wanted, len(sets.train)):
+            texts = [row["texts"][column] for column in task.texts]
+            ids = tokenizer(*texts, truncation=True, max_length=64)["input_ids"]
+            assert train.inputs["input_ids"][index] == ids
+        batch = Collator(tokenizer)([train[0], train[len(sets.train)]])
+        assert batch["labeled"].tolist() == [True, False]
+
+
+def test_labels_count_where_there_are_any():
+    torch.manual_seed(0)
+    logits, numbers = torch.randn(4, 3), torch.randn(4, 1)
+    labeled = torch.tensor([True, False, True, False])
+    classes, values, several = torch.tensor([2, 0, 1, 0]), torch.randn(4), torch.randint(2, (4, 3)).float()
+    starts, ends = torch.randn(4, 5), torch.randn(4, 5)
+    places = {"start_positions": torch.tensor([1, 0, 4, 0]), "end_positions": torch.tensor([2, 0, 4, 0])}
+    cases = [
+        (
+            SequenceClassifierOutput(logits=logits),
+            {"labels": classes},
+            lambda i: F.cross_entropy(logits[i], classes[i]),
+        ),
+        (SequenceClassifierOutput(logits=numbers), {"labels": values}, lambda i: F.mse_loss(numbers[i, 0], values[i])),
+        (
+            SequenceClassifierOutput(logits=logits),
+            {"labels": several},
+            lambda i: F.binary_cross_entropy_with_logits(logits[i], several[i]),
+        ),
+        (
+            QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends),
+            places,
+            lambda i: (
+                (
+                    F.cross_entropy(starts[i], places["start_positions"][i])
+                    + F.cross_entropy(ends[i], places["end_positions"][i])
+                )
+                / 2
+            ),
+        ),
+    ]
+    for outputs, labels, of_row in cases:
+        torch.testing.assert_close(labeled_rows_loss(outputs, labels, labeled), (of_row(0) + of_row(2)) / 4)
+
+
+def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path):
+    """The labels weigh nothing, and the copies are read to the last one."""
+    data, options = str(world / "rte"), {"points": [POINT], "seeds": [0], "report_to": ()}
+    teacher = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "teacher", data=data, **options)
+    options |= {"data": data, "teacher": teacher["export"], "augmented": str(world / "rte_augmented")}
+    summary = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options)
+    rows = len((world / "rte_augmented" / "augmented.jsonl").read_text().splitlines())
+    steps = json.loads((tmp_path / "student" / "seed=0" / "result.json").read_text())
+    assert summary["examples"]["augmented"] == rows and np.isfinite([loss for _, loss in steps["losses"]]).all()
+    again = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options)
+    assert again["export"] == summary["export"]
+    with pytest.raises(UserError, match="holds another run .augmented was"):
+        runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options | {"augmented": None})
+    with pytest.raises(UserError, match="was made of another task"):
+        read_augmented(world / "stsb_augmented", load_data(get_task("rte"), data))
+    with pytest.raises(UserError, match="augmented.jsonl is missing"):
+        read_augmented(tmp_path, load_data(get_task("rte"), data))
