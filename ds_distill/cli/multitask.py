@@ -9,8 +9,8 @@ from ds_distill.config.values import Name, UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.multitask_settings import DEFAULTS, check_settings
 from ds_distill.models.folder import find_model_folder
+from ds_distill.multitask.settings import DEFAULTS, check_settings
 from ds_distill.reporting.closing import format_closing, sibling
 from ds_distill.reporting.heldout import heldout_cells
 from ds_distill.reporting.tables import aligned, table
@@ -121,7 +121,7 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill.finetune.multitask import multitask
+    from ds_distill.jobs.multitask import multitask
 
     summary = multitask(
         [get_task(task) for task in options.tasks],

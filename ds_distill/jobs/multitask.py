@@ -20,12 +20,6 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.multitask_model import MultitaskModel
-from ds_distill.finetune.multitask_order import Steps, count_steps, take_batch
-from ds_distill.finetune.multitask_results import export_teacher, finished_before, save_task, score_task, summarize
-from ds_distill.finetune.multitask_run import Run
-from ds_distill.finetune.multitask_settings import settings_read
-from ds_distill.finetune.multitask_trainer import MultitaskTrainer
 from ds_distill.finetune.notices import log_not_read
 from ds_distill.finetune.runs import memory_remedy, resolve_precision
 from ds_distill.finetune.trainer import SAVE_EVERY, ReportCallback, _Bar, find_checkpoint, make_arguments
@@ -34,6 +28,12 @@ from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.multitask.model import MultitaskModel
+from ds_distill.multitask.order import Steps, count_steps, take_batch
+from ds_distill.multitask.results import export_teacher, finished_before, save_task, score_task, summarize
+from ds_distill.multitask.run import Run
+from ds_distill.multitask.settings import settings_read
+from ds_distill.multitask.trainer import MultitaskTrainer
 from ds_distill.preflight.models import check_fits_prepared_tokens
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance

@@ -9,8 +9,8 @@ import torch
 
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, EncodedTask
-from ds_distill.finetune.multitask_settings import settings_read
 from ds_distill.models.folder import ModelFolder
+from ds_distill.multitask.settings import settings_read
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.provenance import Provenance
 

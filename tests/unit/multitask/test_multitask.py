@@ -15,20 +15,20 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from ds_distill.cli.app import main
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.exporters.parity import SAMPLE
-from ds_distill.finetune import multitask as multitask_module
-from ds_distill.finetune import multitask_results
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.data import dev_sets, encode_sets, load_data
 from ds_distill.finetune.features import ByLength, Collator, Features
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.multitask import multitask
-from ds_distill.finetune.multitask_model import MASKED_LM, MultitaskModel
-from ds_distill.finetune.multitask_order import Steps, count_steps, draw_probabilities
-from ds_distill.finetune.multitask_settings import DEFAULTS, check_settings
 from ds_distill.finetune.trainer import score_model
+from ds_distill.jobs import multitask as multitask_module
+from ds_distill.jobs.multitask import multitask
 from ds_distill.models.families import get_family
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import count_parameters
+from ds_distill.multitask import results as multitask_results
+from ds_distill.multitask.model import MASKED_LM, MultitaskModel
+from ds_distill.multitask.order import Steps, count_steps, draw_probabilities
+from ds_distill.multitask.settings import DEFAULTS, check_settings
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, save_encoder

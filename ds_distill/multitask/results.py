@@ -9,9 +9,6 @@ from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.data import dev_sets
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.multitask_model import MultitaskModel
-from ds_distill.finetune.multitask_order import Steps
-from ds_distill.finetune.multitask_run import Run
 from ds_distill.finetune.notices import format_not_read, not_read
 from ds_distill.finetune.trainer import score_model
 from ds_distill.jobs.evaluate import evaluate_folders
@@ -20,8 +17,11 @@ from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
+from ds_distill.multitask.card import multitask_card
+from ds_distill.multitask.model import MultitaskModel
+from ds_distill.multitask.order import Steps
+from ds_distill.multitask.run import Run
 from ds_distill.reporting.model_card import task_card
-from ds_distill.reporting.multitask_card import multitask_card
 from ds_distill.run_folder import RunFolder
 from ds_distill.tasks.catalog import LENGTH_KEY
 from ds_distill.tasks.metrics import Measured
