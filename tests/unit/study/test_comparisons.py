@@ -39,7 +39,7 @@ def study(tmp_path):
     for row in rows:
         for task in TASKS:
             seeds = [{"seed": seed} for seed in range(2)]
-            row["tasks"][task] = {"seeds": seeds}
+            row["tasks"][task] = {"metric": "accuracy" if task == "sst2" else "pearson", "seeds": seeds}
             for seed, count in enumerate(right[row["model"]]):
                 write_run(tmp_path / "tasks" / task / row["model"] / f"seed={seed}", task, count)
     return plan, tmp_path, rows

@@ -85,9 +85,9 @@ def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_p
     (tmp_path / "plan.yaml").write_text(plan)
     options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
     study = Study(**{key: options[key] for key in Study.__dataclass_fields__} | {"finetune": read_own_tasks(options)})
-    assert study.labels == ["rte", "mine"] and study.get_finetune_settings(str(file)) == (3, {"epochs": 10.0})
+    assert study.labels == ["rte", "mine"] and study.get_finetune_settings(str(file)) == (5, {"epochs": 10.0})
     jobs = make_jobs(study, tmp_path / "out")
-    assert jobs[-1].argv == ("finetune", "--task", str(file), "--seeds", "3", "--finetune.epochs", "10.0")
+    assert jobs[-1].argv == ("finetune", "--task", str(file), "--seeds", "5", "--finetune.epochs", "10.0")
     assert jobs[-1].output == tmp_path / "out" / "tasks" / "mine" / "distilled" and "--data" in jobs[-3].argv
     result = {"metric": "f1_macro", "metrics": {"f1_macro": 0.5}, "seeds": [{"seed": 0, "f1_macro": 0.5}]}
     jobs[-1].output.mkdir(parents=True)
