@@ -1,0 +1,99 @@
+"""The terms of a fine-tuning that compare what lies inside a student with what lies inside its fine-tuned teacher.
+
+Source: Jiao et al. 2020 (TinyBERT), section 3.2: task-specific distillation of the layers, then of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ds_distill.config.losses import Losses, Match
+from ds_distill.losses.terms import MatchedLoss, make_matches, teacher_sites
+from ds_distill.models.intermediates import HIDDEN, LAST, Site
+from ds_distill.models.recorder import Recorder
+from ds_distill.utils.errors import UserError
+
+KEY = "finetune.match"
+
+
+class InnerTerms:
+    """The weighted terms of `finetune.match`, each a mean over the real tokens of a batch.
+
+    Attributes:
+        student_sites: What the student must record.
+        teacher_sites: What the teacher must record.
+    """
+
+    def __init__(
+        self, match: Sequence[Match], student: Any, teacher: Any, layer_map: Sequence[int] | None, device: torch.device
+    ):
+        """Make the terms.
+
+        Args:
+            match: The setting's entries.
+            student: The student's config.
+            teacher: The teacher's config.
+            layer_map: The teacher layer that each student layer started from; None where that is not known.
+            device: Where they run.
+
+        Raises:
+            UserError: An entry cannot be, see `losses.terms.make_matches`, or needs a projection or deviations.
+        """
+        losses = replace(Losses(), kl=0.0, mlm=0.0, cosine=0.0, match=list(match))
+        try:
+            self.terms = make_matches(losses, student, teacher, layer_map)
+        except UserError as error:
+            raise UserError(str(error).replace("losses.match", KEY)) from error
+        for index, (term, entry) in enumerate(zip(self.terms.values(), match, strict=True)):
+            term.to(device)
+            if isinstance(term, MatchedLoss) and term.projection is not None:
+                raise UserError(
+                    f"{KEY}[{index}].loss = {entry.loss}: compares hidden states of one width, but the student's is "
+                    f"{term.projection.in_features} and the teacher's {term.projection.out_features}; give "
+                    "loss: relation"
+                )
+            if entry.normalize:
+                raise UserError(f"{KEY}[{index}].normalize = true: is not measured in a fine-tuning; leave it out")
+        self.student_sites = tuple(dict.fromkeys(own for term in self.terms.values() for own, _ in term.sites))
+        self.teacher_sites, _ = teacher_sites(self.terms.values())
+
+    def __call__(
+        self, student: Mapping[Site, Tensor], teacher: Mapping[Site, Tensor], attention_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the weighted mean of each term over the real tokens of the batch, by name.
+
+        Args:
+            student: What the student recorded.
+            teacher: What the teacher recorded.
+            attention_mask: [B, L], 1 for real tokens.
+        """
+        real = attention_mask.bool()
+        count = real.sum()
+        return {name: term.weight * term(student, teacher, real) / count for name, term in self.terms.items()}
+
+
+def run_recorded(
+    model: PreTrainedModel, inputs: Mapping[str, Any], sites: Sequence[Site]
+) -> tuple[Any, dict[Site, Tensor]]:
+    """Run a model with the head of a task; return (its outputs, what the sites ask for).
+
+    Args:
+        model: The model.
+        inputs: The arguments of its forward.
+        sites: The quantities to record.
+    """
+    hidden = [site for site in sites if site.quantity in HIDDEN]
+    with Recorder(model, [site for site in sites if site not in hidden]) as recorder:
+        outputs = model(**inputs, output_hidden_states=bool(hidden))
+    # the first of transformers' hidden states is what enters the first layer
+    states = {
+        site: outputs.hidden_states[site.layer if site.layer == LAST else site.layer + (site.quantity == "hidden")]
+        for site in hidden
+    }
+    return outputs, states | recorder.states
