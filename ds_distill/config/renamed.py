@@ -30,7 +30,8 @@ RENAMED = {
     "tuning.max_examples": "finetune.max_train_samples",
     "tuning.hard": "finetune.hard_label_weight",
     "tuning.soft": "finetune.soft_label_weight",
-    "tuning.hidden": "finetune.hidden_weight",
+    "tuning.hidden": "finetune.match",  # [{loss: cosine, layers: last, weight: …}]
+    "tuning.hidden_weight": "finetune.match",
     "tuning": "finetune",
     "teacher_too": "include_teacher",
     "second": "task_distillation",

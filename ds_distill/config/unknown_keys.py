@@ -71,7 +71,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("student.hidden_size", "model"),
     "alpha_ce": ("losses.kl", "finetune.soft_label_weight"),
     "alpha_mlm": ("losses.mlm", "finetune.hard_label_weight"),
-    "alpha_cos": ("losses.cosine", "finetune.hidden_weight"),
+    "alpha_cos": ("losses.cosine", "finetune.match"),
     "alpha": ("losses.kl", "finetune.soft_label_weight"),
     "restrict_ce_to_mask": ("losses.kl_tokens masked",),
     "output_dir": ("output",),

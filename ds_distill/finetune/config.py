@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from ds_distill.config.limits import limited_values
+from ds_distill.config.losses import Match
 from ds_distill.config.renamed import current_name
 from ds_distill.config.values import convert
 from ds_distill.utils.errors import UserError
@@ -38,8 +41,10 @@ class FinetuneConfig:
             0.5.
         soft_label_weight: Weight of the loss on the teacher's soft targets. DistilBERT's authors use
             0.5.
-        hidden_weight: Weight of 1 − cos between the last hidden states of teacher and student, which
-            must have the same width. Above 0, the teacher runs in every step.
+        match: Terms that compare what lies inside the student and its fine-tuned teacher, as losses.match; none by
+            default. The teacher then runs in every step.
+        layers_first: Share of the steps, at the start of the run, in which only `match` is learned, before soft
+            targets and labels.
         augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
         average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
             the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
@@ -58,13 +63,31 @@ class FinetuneConfig:
     temperature: float = 2.0
     hard_label_weight: float = 0.5
     soft_label_weight: float = 0.5
-    hidden_weight: float = 0.0
+    match: list[Match] = field(default_factory=list)
+    layers_first: float = 0.0
     augmented_copies: int = 0
     average_weights: float = 0.0
     precision: PRECISIONS = "auto"
 
+    def __post_init__(self) -> None:
+        """Turn the mappings of a file into terms."""
+        self.match = convert(self.match, list[Match], "finetune.match")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name, in the form that JSON gives back."""
+        return json.loads(json.dumps(asdict(self)))
+
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
+        for index, match in enumerate(self.match):
+            for key, value, low, high in limited_values(match):
+                if value is not None and not low <= value <= high:
+                    raise UserError(f"finetune.match[{index}].{key} = {value}: must be between {low} and {high:g}")
+        if self.layers_first and not self.match:
+            raise UserError(
+                f"finetune.layers_first = {self.layers_first}: finetune.match has no term, so nothing would be learned "
+                "in these steps; give finetune.match, or leave it out"
+            )
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"finetune.precision = {self.precision}: must be one of {', '.join(get_args(PRECISIONS))}")
         for name, value in vars(self).items():
@@ -81,7 +104,11 @@ class FinetuneConfig:
                 f"finetune.max_length = {self.max_length}: must be at least {LEAST_LENGTH}, because the special tokens "
                 "of a pair take up to 4; 0 means the task's default"
             )
-        for name, what in (("warmup_ratio", "a share of the steps"), ("dropout", "a share of the values")):
+        for name, what in (
+            ("warmup_ratio", "a share of the steps"),
+            ("layers_first", "a share of the steps"),
+            ("dropout", "a share of the values"),
+        ):
             if getattr(self, name) >= 1:
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be {what}, below 1")
         if self.average_weights > 1:
@@ -96,7 +123,7 @@ class FinetuneConfig:
             "augmented_copies",
             "hard_label_weight",
             "soft_label_weight",
-            "hidden_weight",
+            "layers_first",
             "average_weights",
         ):
             if not getattr(self, name) >= 0:
@@ -116,6 +143,8 @@ def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfi
         if name not in hints and (renamed := current_name(f"tuning.{name.rpartition('.')[2]}")):
             if renamed.removeprefix("finetune.") != name:
                 raise UserError(f"--grid {entry}: {name} is called {renamed.removeprefix('finetune.')} now")
+        if name == "match":
+            raise UserError(f"--grid {entry}: terms have commas of their own; give --finetune.match, or separate runs")
         if name not in hints or not values:
             raise UserError(f"--grid {entry}: must be NAME=VALUE,VALUE…, where NAME is one of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ds_distill.finetune.data import Data, EncodedTask, dev_sets, digest, encode
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.inner_terms import InnerTerms
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
 from ds_distill.finetune.trainer import (
     SAVE_EVERY,
@@ -123,13 +124,12 @@ def finetune(
     if teacher and teacher_model:
         _check_same_tokenizer(teacher, teacher_model, student, tokenizer)
         positions = min(positions, get_family(teacher_model).positions(teacher_model.config))
-        widths = teacher_model.config.hidden_size, student.config.hidden_size
-        if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
-            raise UserError(
-                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: the hidden states of "
-                f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
-                "give models of one width"
-            )
+    layer_map = _find_layer_map(model)
+    for point in points:
+        if point.match and teacher_model is None:
+            raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
+        if point.match and teacher_model is not None:  # a mistake is told before anything is computed
+            InnerTerms(point.match, student.config, teacher_model.config, layer_map, torch.device("cpu"))
     rows = read_augmented(Path(augmented), task_data) if augmented else None
     identity = {
         "task": task.name,
@@ -165,6 +165,12 @@ def finetune(
         | not_read(task_data, sets, tokenizer)
         | {"parameters": student.num_parameters()}
     )
+
+
+def _find_layer_map(model: str) -> list[int] | None:
+    """Return the teacher layer that each layer of a distilled student started from; None where its run is not there."""
+    folder = find_model_folder(model, "--model").path
+    return provenance.read(RunFolder(folder.parent).provenance).layers
 
 
 def _count_augmented(sets: EncodedTask) -> dict[str, int]:
@@ -262,13 +268,13 @@ def _finished_before(output: Path, points: list[FinetuneConfig], seeds: list[int
         if len({point.max_length for point in points}) > 1 or [row["seed"] for row in summary["seeds"]] != seeds:
             return None
         stored = [entry["settings"] | {"max_length": points[0].max_length} for entry in summary["grid"] or [summary]]
-        if stored != [asdict(point) for point in points]:
+        if stored != [point.as_dict() for point in points]:
             return None
         for point in points:
             for seed in seeds:
                 folder = _run_folder(output, point, points, seed)
                 asked = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["asked"]
-                if asked != asdict(point) or not (folder / "result.json").is_file():
+                if asked != point.as_dict() or not (folder / "result.json").is_file():
                     return None
         export = output / os.path.relpath(summary["export"], summary["output"])  # the folder may have been moved since
     except (OSError, ValueError, KeyError, TypeError):
@@ -301,8 +307,8 @@ def memory_remedy(point: FinetuneConfig) -> str:
 
 
 def _differing_settings(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
-    settings = asdict(point)
-    return {name: value for name, value in settings.items() if len({asdict(other)[name] for other in points}) > 1}
+    others = [other.as_dict() for other in points]
+    return {name: value for name, value in point.as_dict().items() if any(other[name] != value for other in others)}
 
 
 def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
@@ -315,10 +321,10 @@ def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -
     """
     file = folder / "settings.json"
     if file.is_file():
-        before = asdict(FinetuneConfig()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
+        before = FinetuneConfig().as_dict() | json.loads(file.read_text(encoding="utf-8"))["asked"]
         changed = [
             f"finetune.{name} was {value}, is {now}"
-            for name, now in asdict(point).items()
+            for name, now in point.as_dict().items()
             if (value := before[name]) != now
         ]
         if not changed:
@@ -329,7 +335,7 @@ def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -
         raise UserError(f"{folder} holds a run of an earlier version: choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(file, {"asked": asdict(point), "precision": resolve_precision(point, device)})
+    write_json(file, {"asked": point.as_dict(), "precision": resolve_precision(point, device)})
 
 
 def resolve_precision(point: FinetuneConfig, device: torch.device) -> str:
@@ -354,6 +360,10 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     arguments = make_arguments(point, folder, seed, bf16=precision == "bf16", cpu=cpu, save_every=SAVE_EVERY)
     last, checkpoint = find_checkpoint(folder)
     average = WeightAverage(model_to_train, point.average_weights, checkpoint) if point.average_weights > 0 else None
+    inner = None
+    if point.match and plan.teacher is not None:
+        layer_map = _find_layer_map(plan.model)
+        inner = InnerTerms(point.match, model_to_train.config, plan.teacher.config, layer_map, plan.device)
     trainer = FinetuneTrainer(
         model=model_to_train,
         args=arguments,
@@ -363,10 +373,11 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         task=plan.task,
         teacher=plan.teacher,
         average=average,
+        inner=inner,
         callbacks=[_Bar(bar)],
     )
     trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
-    config = {"task": plan.task.name, "model": plan.model, "seed": seed, "finetune": asdict(point)}
+    config = {"task": plan.task.name, "model": plan.model, "seed": seed, "finetune": point.as_dict()}
     name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
     with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
         trainer.add_callback(ReportCallback(trackers))
@@ -392,13 +403,13 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
     head = "question-answering" if plan.task.spans else "token-classification" if plan.task.tokens else "classification"
-    trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
+    trained = {"seed": seed, "precision": precision, **point.as_dict(), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
     card = task_card(head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant())
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seed": seed, "settings": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
+    return {"seed": seed, "settings": point.as_dict(), "precision": precision, "metrics": metrics, "losses": losses}
 
 
 def make_summary(

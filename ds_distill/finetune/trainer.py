@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedDev, EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.inner_terms import InnerTerms, run_recorded
 from ds_distill.finetune.token_features import WordTokens, score_tags
 from ds_distill.finetune.weight_average import WeightAverage
-from ds_distill.losses.task_distillation import hidden_cosine_loss, labeled_rows_loss, soft_target_loss
+from ds_distill.losses.task_distillation import labeled_rows_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
+from ds_distill.models.intermediates import Site
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
 from ds_distill.tasks.squad import Answer, Questions, Spans, postprocess_spans, squad_scores
@@ -99,10 +103,11 @@ class FinetuneTrainer(Trainer):
         task: Task,
         teacher: PreTrainedModel | None = None,
         average: WeightAverage | None = None,
+        inner: InnerTerms | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.settings, self.task, self.teacher, self.average = settings, task, teacher, average
+        self.settings, self.task, self.teacher, self.average, self.inner = settings, task, teacher, average, inner
         if average:
             self.add_callback(average)
         self.input_names = get_input_names(cast(PreTrainedModel, self.model), INPUTS)
@@ -110,6 +115,15 @@ class FinetuneTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return ByLength(self.train_dataset.lengths, self.settings.batch_size, self.args.seed)
+
+    def _inner_loss(self, states: Mapping[Site, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the terms that compare what lies inside."""
+        assert self.inner is not None and self.teacher is not None  # the caller asks only then
+        with torch.no_grad():
+            taken = {name: inputs[name] for name in get_input_names(self.teacher, INPUTS)}
+            _, theirs = run_recorded(self.teacher, taken, self.inner.teacher_sites)
+        terms = list(self.inner(states, theirs, inputs["attention_mask"]).values())
+        return sum(terms[1:], terms[0])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -119,35 +133,30 @@ class FinetuneTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a batch.
 
-        With soft targets it is the weighted sum of the labels' loss, the soft targets' loss and,
-        where its weight is above 0, the cosine loss of the last hidden states.
+        With a teacher it is the weighted sum of the labels' loss, the soft targets' loss and the terms
+        that compare what lies inside; in the first share of the steps that the settings name, of these
+        terms alone.
         """
         settings, targets, labeled = self.settings, inputs.pop("teacher", None), inputs.pop("labeled", None)
         model_inputs = {name: inputs.pop(name) for name in INPUTS}
-        outputs = model(
-            **{name: model_inputs[name] for name in self.input_names},
-            **(inputs if labeled is None else {}),
-            output_hidden_states=settings.hidden_weight > 0 and targets is not None,
-        )
-        loss = outputs.loss if labeled is None else labeled_rows_loss(outputs, inputs, labeled)
-        if targets is not None:
-            loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
-                outputs,
-                targets,
-                temperature=settings.temperature,
-                regression=self.task.regression,
-                multi_label=self.task.multi_label,
-                labels=inputs.get("labels"),
-            )
-            if settings.hidden_weight > 0:
-                with torch.no_grad():
-                    teacher_outputs = self.teacher(
-                        **{name: model_inputs[name] for name in get_input_names(self.teacher, INPUTS)},
-                        output_hidden_states=True,
-                    )
-                loss = loss + settings.hidden_weight * hidden_cosine_loss(
-                    outputs.hidden_states[-1], teacher_outputs.hidden_states[-1], model_inputs["attention_mask"]
+        own = {name: model_inputs[name] for name in self.input_names} | (inputs if labeled is None else {})
+        sites = self.inner.student_sites if self.inner else ()
+        outputs, states = run_recorded(model, own, sites)
+        inner = [self._inner_loss(states, model_inputs)] if self.inner else []
+        if inner and self.state.global_step < settings.layers_first * self.state.max_steps:
+            loss = inner[0]
+        else:
+            loss = outputs.loss if labeled is None else labeled_rows_loss(outputs, inputs, labeled)
+            if targets is not None:
+                loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
+                    outputs,
+                    targets,
+                    temperature=settings.temperature,
+                    regression=self.task.regression,
+                    multi_label=self.task.multi_label,
+                    labels=inputs.get("labels"),
                 )
+            loss = sum(inner, loss)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -99,15 +99,3 @@ def labeled_rows_loss(outputs, labels: Mapping[str, Tensor], labeled: Tensor) ->
     else:
         rows = F.cross_entropy(outputs.logits.float(), labels["labels"], reduction="none")
     return torch.where(labeled, rows, 0.0).mean()
-
-
-def hidden_cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real tokens of 1 − cos(h_s, h_t).
-
-    Args:
-        student: [B, L, H].
-        teacher: [B, L, H].
-        mask: [B, L], 1 for real tokens.
-    """
-    distance = 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
-    return (distance * mask).sum() / mask.sum()

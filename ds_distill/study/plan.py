@@ -32,6 +32,7 @@ from ds_distill.utils.files import read_summary, write_json
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
 SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
 SETTINGS = tuple(Recipe().setting_names())
+TEACHER_SETTINGS = ("match", "layers_first")  # of a fine-tuning; without a teacher they would be refused
 FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
 # These are the settings that `prepare` reads.
 PREPARE_SETTINGS = (
@@ -271,7 +272,11 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
             "--seeds",
             str(seeds),
             *(["--data", data] if (data := study.get_task_data(task)) else []),
-            *(word for key, value in task_settings.items() for word in (f"--finetune.{key}", str(value))),
+            *_as_words({key: value for key, value in task_settings.items() if key not in TEACHER_SETTINGS}),
+        )
+        with_teacher = (
+            *words,
+            *_as_words({key: task_settings[key] for key in TEACHER_SETTINGS if key in task_settings}),
         )
         folder, label = output / "tasks" / get_label(task), get_label(task)
         if study.include_teacher:
@@ -284,13 +289,21 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
                     Job(
                         f"{label}, {name}, {TASK_DISTILLATION}",
                         folder / make_folder_name(f"{name}, {TASK_DISTILLATION}"),
-                        words,
+                        with_teacher,
                         model=student,
                         teacher=folder / TEACHER,
                         seeds=seeds,
                     )
                 )
     return jobs
+
+
+def _as_words(settings: dict) -> tuple[str, ...]:
+    return tuple(
+        word
+        for key, value in settings.items()
+        for word in (f"--finetune.{key}", value if isinstance(value, str) else json.dumps(value))
+    )
 
 
 def _prepare_options(base: str) -> list[str]:

@@ -166,8 +166,10 @@ def test_second_distillation_keeps_the_teachers_outputs(tuned, world, tasks):
         0.0,
         "--finetune.soft_label_weight",
         1.0,
-        "--finetune.hidden_weight",
-        0.1,
+        "--finetune.match",
+        "[{loss: cosine, layers: uniform, weight: 0.1}, {loss: relation, layers: last}]",
+        "--finetune.layers_first",
+        0.2,
     )
     summary = last_line(ds_distill(*words))
     assert summary["accuracy"] > 0.9, "from soft targets alone"

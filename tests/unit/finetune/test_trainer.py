@@ -18,6 +18,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from ds_distill.config.losses import Match
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import runs
@@ -27,7 +28,8 @@ from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.dev_outputs import score_again
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.losses.task_distillation import hidden_cosine_loss, temperature_kl
+from ds_distill.finetune.inner_terms import InnerTerms
+from ds_distill.losses.task_distillation import temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
@@ -186,7 +188,10 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
 
 def test_the_loss_is_the_weighted_sum(world, tmp_path):
     task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
-    settings = FinetuneConfig(hard_label_weight=0.3, soft_label_weight=0.6, hidden_weight=0.5, temperature=3.0)
+    match = [Match("cosine", layers="last", weight=0.5)]
+    settings = FinetuneConfig(
+        hard_label_weight=0.3, soft_label_weight=0.6, match=match, temperature=3.0, layers_first=0.25
+    )
     sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
     teacher, student = (
         load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert")
@@ -196,22 +201,32 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
         output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False
     )
     trainer = trainer_module.FinetuneTrainer(
-        model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher
+        model=student,
+        args=arguments,
+        data_collator=collator,
+        settings=settings,
+        task=task,
+        teacher=teacher,
+        inner=InnerTerms(match, student.config, teacher.config, None, torch.device("cpu")),
     )
+    trainer.state.max_steps, trainer.state.global_step = 8, 2
     batch = collator([sets.train[i] for i in range(6)])
     with torch.no_grad():
         loss = trainer.compute_loss(student, dict(batch))
         student_output = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
         teacher_output = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
+        states = student_output.hidden_states[-1], teacher_output.hidden_states[-1]
+        distance = 1 - torch.nn.functional.cosine_similarity(*states, dim=-1)
+        inner = 0.5 * distance[batch["attention_mask"].bool()].mean()
         expected = (
             0.3 * torch.nn.functional.cross_entropy(student_output.logits, batch["labels"])
             + 0.6 * temperature_kl(student_output.logits, teacher_output.logits, 3.0)
-            + 0.5
-            * hidden_cosine_loss(
-                student_output.hidden_states[-1], teacher_output.hidden_states[-1], batch["attention_mask"]
-            )
+            + inner
         )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trainer.state.global_step = 1  # in the first quarter of the steps
+    with torch.no_grad():
+        assert trainer.compute_loss(student, dict(batch)).item() == pytest.approx(inner.item(), rel=1e-5)
 
 
 def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():

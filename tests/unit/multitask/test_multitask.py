@@ -358,7 +358,13 @@ def test_an_encoder_without_a_masked_lm_head_is_refused(world, tmp_path):
 @pytest.mark.parametrize(
     ("change", "tasks", "mlm", "seed", "message"),
     [
-        ({"hidden_weight": 1.0}, ["rte"], 0.0, 0, r"finetune.hidden_weight = 1.0: multitask does not read it; leave"),
+        (
+            {"hard_label_weight": 0.7},
+            ["rte"],
+            0.0,
+            0,
+            r"finetune.hard_label_weight = 0.7: multitask does not read it; leave",
+        ),
         ({"epochs": 0.0}, ["rte"], 0.0, 0, r"finetune.epochs = 0.0: must be above 0"),
         ({}, [], 0.0, 0, r"--tasks is missing; give the tasks to tune on"),
         ({}, ["rte", "stsb", "rte"], 0.0, 0, r"--tasks rte stsb rte: rte is given twice; give each task once"),
