@@ -66,8 +66,8 @@ def test_a_run_continues_without_tensorboard_where_its_disk_is_full(tmp_path, ca
     folder = RunFolder(tmp_path / "run")
     trackers = Trackers(["tensorboard"], folder, 0, CONFIG)
     (events,) = folder.tensorboard.iterdir()
-    events.unlink()
-    events.symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    (tmp_path / "full").replace(events)  # at once, since the writer's thread makes a file that is missing anew
     train(trackers, range(100))
     trackers.close(finished=True)
     errors = capfd.readouterr().err
