@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.augment import FILE
+from ds_distill.augment import find_rows
 from ds_distill.cli import arguments, push
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
@@ -130,10 +130,8 @@ def check_paths(options) -> None:
     find_model_folder(options.model, "--model").check_files()
     if options.teacher:
         find_model_folder(options.teacher, "--teacher").check_files()
-    if options.augmented and not (expand_user(options.augmented) / FILE).is_file():
-        raise UserError(
-            f"--augmented {options.augmented}: {FILE} is missing; give a folder that `ds-distill augment` has written"
-        )
+    if options.augmented:
+        find_rows(expand_user(options.augmented))
     task = find_task(options.task, options.data)
     if options.data and not task.own:
         for split in ("train", *task.validation):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.augment import FILE
+from ds_distill.augment import CLOZE, find_rows
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data
 from ds_distill.finetune.features import Features, encode_features
@@ -26,9 +26,7 @@ def read_augmented(folder: Path, data: Data) -> list[dict[str, Any]]:
     Raises:
         UserError: The folder is none, or was made of other data.
     """
-    file = folder / FILE
-    if not file.is_file():
-        raise UserError(f"--augmented {folder}: {FILE} is missing; give a folder that `ds-distill augment` has written")
+    file = find_rows(folder)
     try:
         made_of = read_json_object(RunFolder(folder).identity)
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -64,10 +62,7 @@ def add_augmented(
     used = _used_sources(data, settings.max_train_samples)
     copies = settings.augmented_copies
     rows = [
-        row
-        for row in rows
-        if (row["source"] in used or str(row["source"]).startswith("paragraph "))
-        and (not copies or row["copy"] <= copies)
+        row for row in rows if (row["source"] in used or row["how"] == CLOZE) and (not copies or row["copy"] <= copies)
     ]
     if data.task.spans:
         questions = [

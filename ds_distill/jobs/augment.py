@@ -95,7 +95,7 @@ def augment(
         summary = _join(output, parts) | {"task": task.name, "examples": count, "copies": copies, "seed": seed}
         if cloze and summary["how"].get(CLOZE, 0) < cloze:
             log(
-                f"--cloze {cloze}: the corpus yields {summary['how'].get('cloze', 0):,} questions; its lines are the "
+                f"--cloze {cloze}: the corpus yields {summary['how'].get(CLOZE, 0):,} questions; its lines are the "
                 "paragraphs, of 60 to 250 words"
             )
         write_record(output)

@@ -38,7 +38,7 @@ def world(tmp_path_factory):
             if name == "squad":
                 context = f"{first} and {second}"
                 answers = {"text": ["hills"], "answer_start": [context.index("hills")]}
-                rows.append({"id": str(i), "question": second, "context": context, "answers": answers})
+                rows.append({"id": f"paragraph {i}", "question": second, "context": context, "answers": answers})
             else:
                 label = i % 2 if name == "rte" else i / 4
                 rows.append({"sentence1": first, "sentence2": second, "label": label})
@@ -60,7 +60,7 @@ def test_the_rows_of_the_used_examples_are_added_without_labels(world, name):
         sets = encode_sets(data, tokenizer, point, 64)
         train = add_augmented(sets.train, rows, data, tokenizer, point, sets.length)
         most, copies = point.max_train_samples or 16, point.augmented_copies or 3
-        wanted = [row for row in rows if int(row["source"]) < most and row["copy"] <= copies]
+        wanted = [row for row in rows if int(str(row["source"]).split()[-1]) < most and row["copy"] <= copies]
         assert wanted and train.labeled == [True] * len(sets.train) + [False] * len(wanted)
         for index, row in enumerate(wanted, len(sets.train)):
             texts = [row["texts"][column] for column in task.texts]
