@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ds_distill.augment import find_rows
 from ds_distill.cli import arguments, push
+from ds_distill.config.losses import normalize_weights
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import find_model_folder
@@ -58,9 +59,11 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument(
         "--teacher",
-        type=UserPath | None,
-        default=None,
-        help="folder of a teacher fine-tuned on the task, for task-specific distillation",
+        type=UserPath,
+        nargs="+",
+        default=[],
+        help="folder of a teacher fine-tuned on the task, for task-specific distillation; or several, whose soft "
+        "targets are averaged, see finetune.teacher_weights",
     )
     parser.add_argument(
         "--data",
@@ -122,14 +125,16 @@ def check(options) -> None:
             f"finetune.augmented_copies = {settings.augmented_copies}: --augmented is missing; give a folder that "
             "`ds-distill augment` has written"
         )
+    if settings.teacher_weights is not None:
+        normalize_weights(settings.teacher_weights, len(options.teacher), "finetune.teacher_weights")
     expand_grid(settings, options.grid or [])
 
 
 def check_paths(options) -> None:
     check_installed(options.report_to, "--report_to")
     find_model_folder(options.model, "--model").check_files()
-    if options.teacher:
-        find_model_folder(options.teacher, "--teacher").check_files()
+    for teacher in options.teacher:
+        find_model_folder(teacher, "--teacher").check_files()
     if options.augmented:
         find_rows(expand_user(options.augmented))
     task = find_task(options.task, options.data)
@@ -149,7 +154,7 @@ def run(options) -> dict:
         Path(options.output),
         points=expand_grid(settings, options.grid or []),
         seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
-        teacher=options.teacher,
+        teachers=options.teacher,
         data=options.data,
         augmented=options.augmented,
         report_to=options.report_to,

@@ -57,6 +57,21 @@ class Match:
         return self.of if isinstance(self.of, list) else [cast(Quantity, self.of)]
 
 
+def normalize_weights(given: list[float] | None, count: int, key: str) -> tuple[float, ...]:
+    """Return the weights of `count` teachers, which add up to 1 and are equal by default.
+
+    Raises:
+        UserError: As many are not given, or all are 0. The message names the key.
+    """
+    weights = given or [1.0] * count
+    if len(weights) != count or not sum(weights):
+        raise UserError(
+            f"{key} = {weights}: there {'is 1 teacher' if count == 1 else f'are {count} teachers'}; give one number "
+            "for each, not all of them 0, or leave it out"
+        )
+    return tuple(weight / sum(weights) for weight in weights)
+
+
 @dataclass
 class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
@@ -83,13 +98,7 @@ class Losses:
 
     def weights_of_teachers(self, count: int) -> tuple[float, ...]:
         """Return the weights of `count` teachers, which add up to 1; UserError where the recipe has not as many."""
-        given = self.teacher_weights or [1.0] * count
-        if len(given) != count or not sum(given):
-            raise UserError(
-                f"losses.teacher_weights = {given}: there {'is 1 teacher' if count == 1 else f'are {count} teachers'}; "
-                "give one number for each, not all of them 0, or leave it out"
-            )
-        return tuple(weight / sum(given) for weight in given)
+        return normalize_weights(self.teacher_weights, count, "losses.teacher_weights")
 
     @property
     def need_teacher(self) -> bool:

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from ds_distill.config.limits import limited_values
+from ds_distill.config.limits import limited, limited_values
 from ds_distill.config.losses import Match
 from ds_distill.config.renamed import current_name
 from ds_distill.config.values import convert
@@ -41,8 +41,10 @@ class FinetuneConfig:
             0.5.
         soft_label_weight: Weight of the loss on the teacher's soft targets. DistilBERT's authors use
             0.5.
+        teacher_weights: Weights of several teachers, in the order of --teacher, in the mean of their soft targets,
+            divided by their sum; default: equal weights.
         match: Terms that compare what lies inside the student and its fine-tuned teacher, as losses.match; none by
-            default. The teacher then runs in every step.
+            default. The teacher, of several the first, then runs in every step.
         layers_first: Share of the steps, at the start of the run, in which only `match` is learned, before soft
             targets and labels.
         augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
@@ -63,6 +65,7 @@ class FinetuneConfig:
     temperature: float = 2.0
     hard_label_weight: float = 0.5
     soft_label_weight: float = 0.5
+    teacher_weights: list[float] | None = limited(None, 0, 1e6, each=True)
     match: list[Match] = field(default_factory=list)
     layers_first: float = 0.0
     augmented_copies: int = 0
@@ -79,10 +82,11 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        for index, match in enumerate(self.match):
-            for key, value, low, high in limited_values(match):
+        parts = [("finetune", self), *((f"finetune.match[{index}]", match) for index, match in enumerate(self.match))]
+        for place, part in parts:
+            for key, value, low, high in limited_values(part):
                 if value is not None and not low <= value <= high:
-                    raise UserError(f"finetune.match[{index}].{key} = {value}: must be between {low} and {high:g}")
+                    raise UserError(f"{place}.{key} = {value}: must be between {low} and {high:g}")
         if self.layers_first and not self.match:
             raise UserError(
                 f"finetune.layers_first = {self.layers_first}: finetune.match has no term, so nothing would be learned "
@@ -143,8 +147,10 @@ def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfi
         if name not in hints and (renamed := current_name(f"tuning.{name.rpartition('.')[2]}")):
             if renamed.removeprefix("finetune.") != name:
                 raise UserError(f"--grid {entry}: {name} is called {renamed.removeprefix('finetune.')} now")
-        if name == "match":
-            raise UserError(f"--grid {entry}: terms have commas of their own; give --finetune.match, or separate runs")
+        if name in ("match", "teacher_weights"):
+            raise UserError(
+                f"--grid {entry}: its value has commas of its own; give --finetune.{name}, or separate runs"
+            )
         if name not in hints or not values:
             raise UserError(f"--grid {entry}: must be NAME=VALUE,VALUE…, where NAME is one of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):

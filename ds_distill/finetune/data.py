@@ -6,18 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.features import Collator, Features, encode_features, is_per_token, predict
+from ds_distill.finetune.features import Features, encode_features, is_per_token
 from ds_distill.finetune.token_features import WordTokens, encode_sentences, keep_labeled
-from ds_distill.models.saving import follow_umask
-from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
 from ds_distill.tasks.own_examples import load_own
@@ -188,34 +184,6 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> Enc
         split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
         for split, (questions, spans) in encoded.items()
     }
-
-
-def teacher_outputs(
-    teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path
-) -> list[np.ndarray]:
-    """Return the teacher's outputs for `features`, in fp32.
-
-    They are computed once and kept in `folder` under fingerprints of the teacher and of its inputs.
-    """
-    file = (
-        folder
-        / f"{weights_fingerprint(teacher)[:16]}-{digest(zip(*features.inputs.values(), strict=True))}.safetensors"
-    )
-    if not file.is_file():
-        outputs = predict(teacher, features, collator, batch, "computing the teacher's outputs")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        values, sizes = (
-            np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32),
-            np.array([o.size for o in outputs]),
-        )
-        save_file({"values": values, "sizes": sizes}, partial)
-        follow_umask(folder)
-        partial.replace(file)
-    stored = load_file(file)
-    parts = np.split(stored["values"], np.cumsum(stored["sizes"])[:-1])
-    lengths = features.lengths if features.over_tokens else ()
-    return [part.reshape(-1, length) for part, length in zip(parts, lengths, strict=True)] if lengths else parts
 
 
 def digest(*values: object) -> str:

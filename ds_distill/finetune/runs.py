@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback
+from transformers import PrinterCallback
 
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, EncodedTask, dev_sets, digest, encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.data import Data, EncodedTask, dev_sets, digest, encode_sets, load_data
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.inner_terms import InnerTerms
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
+from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.finetune.trainer import (
     SAVE_EVERY,
     FinetuneTrainer,
@@ -61,17 +62,17 @@ class Plan:
     """The state that all runs of a plan share.
 
     Args:
-        sets: The encoded sets by (length, max_train_samples, augmented_copies), with the teacher's outputs
-            where there is one.
+        sets: The encoded sets by the settings that decide them, with the teachers' soft targets where there are
+            teachers.
         origin: What the model cards tell of the model and the training.
     """
 
     data: Data
     model: str
     output: Path
-    sets: dict[tuple[int, int, int], EncodedTask]
+    sets: dict[tuple, EncodedTask]
     collator: Collator
-    teacher: PreTrainedModel | None
+    teachers: TaskTeachers | None
     device: torch.device
     origin: Provenance
     report_to: Sequence[str]
@@ -86,8 +87,9 @@ class Plan:
         return self.sets[_sets_key(point)]
 
 
-def _sets_key(point: FinetuneConfig) -> tuple[int, int, int]:
-    return point.max_length, point.max_train_samples, point.augmented_copies
+def _sets_key(point: FinetuneConfig) -> tuple:
+    # The mean of several teachers' soft targets depends on the temperature.
+    return point.max_length, point.max_train_samples, point.augmented_copies, point.temperature
 
 
 def finetune(
@@ -97,7 +99,7 @@ def finetune(
     *,
     points: list[FinetuneConfig],
     seeds: list[int],
-    teacher: str | None = None,
+    teachers: Sequence[str] = (),
     data: str | None = None,
     augmented: str | None = None,
     report_to: Sequence[str] = ("tensorboard",),
@@ -116,27 +118,27 @@ def finetune(
     tokenizer = find_model_folder(model, "--model").tokenizer
     task_data = load_data(task, data)
     task = task_data.task
-    teacher_model = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
+    task_teachers = TaskTeachers(teachers, task) if teachers else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = get_family(student).positions(student.config)
-    if teacher and teacher_model:
-        _check_same_tokenizer(teacher, teacher_model, student, tokenizer)
-        positions = min(positions, get_family(teacher_model).positions(teacher_model.config))
+    if task_teachers:
+        task_teachers.check_same_tokenizer(student, tokenizer)
+        positions = min(positions, task_teachers.positions)
     layer_map = _find_layer_map(model)
     for point in points:
-        if point.match and teacher_model is None:
+        if point.match and task_teachers is None:
             raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
-        if point.match and teacher_model is not None:  # a mistake is told before anything is computed
-            InnerTerms(point.match, student.config, teacher_model.config, layer_map, torch.device("cpu"))
+        if point.match and task_teachers:  # a mistake is told before anything is computed
+            InnerTerms(point.match, student.config, task_teachers.first.config, layer_map, torch.device("cpu"))
     rows = read_augmented(Path(augmented), task_data) if augmented else None
     identity = {
         "task": task.name,
         "order": "by length",
         "model": weights_fingerprint(student)[:16],
         "data": task_data.fingerprint,
-        "teacher": weights_fingerprint(teacher_model)[:16] if teacher_model else None,
+        "teacher": " + ".join(task_teachers.fingerprints) if task_teachers else None,
     } | ({"augmented": digest(iter(rows))} if rows is not None else {})
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := _finished_before(output, points, seeds):
@@ -148,13 +150,13 @@ def finetune(
             versions=provenance.describe_versions(),
         )
         plan = _make_plan(
-            task_data, model, output, points, tokenizer, positions, teacher_model, rows, origin, report_to
+            task_data, model, output, points, tokenizer, positions, task_teachers, rows, origin, report_to
         )
-        if teacher and task.regression:
-            log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
+        if teachers and task.regression:
+            log_scale_mismatch(f"--teacher {' '.join(teachers)}", next(iter(plan.sets.values())).train)
         described = describe_model(student.config, student.num_parameters())
         results = _run_all(plan, points, seeds, described)
-    summary, best = make_summary(task, results, output, model, teacher)
+    summary, best = make_summary(task, results, output, model, teachers)
     sets = plan.encode_sets(best)
     num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
     kept = Path(summary["export"]).parent / FILE  # not there for a run of an earlier version
@@ -178,18 +180,6 @@ def _count_augmented(sets: EncodedTask) -> dict[str, int]:
     return {} if labeled is None else {"augmented": len(labeled) - sum(labeled)}
 
 
-def _check_same_tokenizer(
-    path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """Raise UserError if the teacher's token ids mean something else."""
-    folder = find_model_folder(path, "--teacher")
-    other = folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(tokenizer)
-    if other or teacher.config.vocab_size < student.config.vocab_size:
-        raise UserError(
-            f"--teacher {path}: its tokenizer differs from the student's; give a teacher with the same vocabulary"
-        )
-
-
 def _make_plan(
     data: Data,
     model: str,
@@ -197,7 +187,7 @@ def _make_plan(
     points: list[FinetuneConfig],
     tokenizer,
     positions: int,
-    teacher_model: PreTrainedModel | None,
+    teachers: TaskTeachers | None,
     augmented: list[dict] | None,
     origin: Provenance,
     report_to: Sequence[str],
@@ -208,8 +198,8 @@ def _make_plan(
     )
     if device.type == "cpu":
         retain_freed_memory()
-    if teacher_model is not None:
-        teacher_model = teacher_model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
+    if teachers is not None:
+        teachers.to(device)
     sets = {}
     for point in points:
         key = _sets_key(point)
@@ -218,12 +208,12 @@ def _make_plan(
             log_not_read(data, sets[key], point, positions, tokenizer)
             if augmented is not None:
                 sets[key].train = add_augmented(sets[key].train, augmented, data, tokenizer, point, sets[key].length)
-            if teacher_model is not None:
+            if teachers is not None:
                 with explain_disk_full(output), explain_out_of_memory(memory_remedy(point)):
-                    sets[key].train.teacher = teacher_outputs(
-                        teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
+                    sets[key].train.teacher = teachers.make_soft_targets(
+                        sets[key].train, collator, point, output / "teacher"
                     )
-    return Plan(data, model, output, sets, collator, teacher_model, device, origin, report_to)
+    return Plan(data, model, output, sets, collator, teachers, device, origin, report_to)
 
 
 def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str) -> list[dict]:
@@ -290,12 +280,19 @@ def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describe
     precision = " and ".join(dict.fromkeys(resolve_precision(point, plan.device) for point in points))
     runs = f"{len(points)} settings × " if len(points) > 1 else ""
     return {
-        plan.task.name: described + (", with a teacher's outputs on the task" if plan.teacher else ""),
+        plan.task.name: described + _describe_teachers(plan.teachers),
         "device": f"{describe_device(plan.device, 1)}, {precision}",
         "data": f"{counts['train']:,} training examples, {counts['dev']:,} to score",
         "steps": f"{steps:,} in all: {runs}{len(seeds)} seed{'s' * (len(seeds) != 1)}",
         "output": str(plan.output),
     }
+
+
+def _describe_teachers(teachers: TaskTeachers | None) -> str:
+    if teachers is None:
+        return ""
+    count = len(teachers.models)
+    return ", with a teacher's outputs on the task" if count == 1 else f", with {count} teachers' outputs on the task"
 
 
 def memory_remedy(point: FinetuneConfig) -> str:
@@ -361,9 +358,9 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     last, checkpoint = find_checkpoint(folder)
     average = WeightAverage(model_to_train, point.average_weights, checkpoint) if point.average_weights > 0 else None
     inner = None
-    if point.match and plan.teacher is not None:
+    if point.match and plan.teachers is not None:
         layer_map = _find_layer_map(plan.model)
-        inner = InnerTerms(point.match, model_to_train.config, plan.teacher.config, layer_map, plan.device)
+        inner = InnerTerms(point.match, model_to_train.config, plan.teachers.first.config, layer_map, plan.device)
     trainer = FinetuneTrainer(
         model=model_to_train,
         args=arguments,
@@ -371,7 +368,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         data_collator=plan.collator,
         settings=point,
         task=plan.task,
-        teacher=plan.teacher,
+        teacher=plan.teachers.first if plan.teachers else None,
         average=average,
         inner=inner,
         callbacks=[_Bar(bar)],
@@ -413,7 +410,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
 
 
 def make_summary(
-    task: Task, results: list[dict], output: Path, model: str, teacher: str | None
+    task: Task, results: list[dict], output: Path, model: str, teachers: Sequence[str]
 ) -> tuple[dict, FinetuneConfig]:
     """Return (summary, the best point of the grid) by the median of the task's first metric.
 
@@ -445,7 +442,7 @@ def make_summary(
         "settings": best[0]["settings"] | {"max_length": best[0]["length"]},
         "grid": points if len(points) > 1 else [],
         "model": model,
-        "teacher": teacher,
+        "teacher": teachers[0] if len(teachers) == 1 else list(teachers) or None,
         "export": middle["folder"],
         "output": str(output),
     }

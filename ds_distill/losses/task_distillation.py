@@ -5,8 +5,9 @@ Source: Sanh et al. 2019, section 3, after Hinton et al. 2015.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +43,42 @@ def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return temperature**2 * (yes + no).mean()
+
+
+def mean_soft_targets(
+    outputs: np.ndarray,
+    weights: Sequence[float],
+    *,
+    temperature: float,
+    class_dim: int = -1,
+    regression: bool = False,
+    multi_label: bool = False,
+) -> np.ndarray:
+    """Return outputs whose soft targets are the weighted mean of those of several teachers, in fp32.
+
+    The mean is of probabilities at temperature T, not of logits: with p̄ = Σ w_k softmax(t_k/T) it is T · log p̄, so
+    that softmax(T · log p̄ / T) = p̄. Of decisions about single labels it is T · (log p̄ − log(1 − p̄)) with
+    p̄ = Σ w_k σ(t_k/T), and of numbers their mean.
+
+    Args:
+        outputs: [K, …], the outputs of each of K teachers.
+        weights: K numbers whose sum is 1.
+        temperature: T.
+        class_dim: The dimension of one teacher's outputs that a softmax is over.
+        regression: Whether the outputs are numbers.
+        multi_label: Whether each output is a decision of its own.
+    """
+    teachers = torch.from_numpy(outputs).double()
+    shares = torch.tensor(weights, dtype=torch.float64).view(-1, *(1,) * (teachers.ndim - 1))
+    if regression:
+        mean = (shares * teachers).sum(0)
+    elif multi_label:
+        yes, no = ((F.logsigmoid(sign * teachers / temperature) + shares.log()).logsumexp(0) for sign in (1.0, -1.0))
+        mean = temperature * (yes - no)
+    else:
+        dim = class_dim if class_dim < 0 else class_dim + 1
+        mean = temperature * (F.log_softmax(teachers / temperature, dim) + shares.log()).logsumexp(0)
+    return mean.float().numpy()
 
 
 def soft_target_loss(

@@ -131,9 +131,10 @@ def _find_pretrained(run: Run, runs: Sequence[Run], named: Sequence[Run]) -> Tea
     return TeacherFigures(row | measured, heldout, compares)
 
 
-def _is_inside(model: str | None, run: Run) -> bool:
-    """Return whether a model's path, as it was given to a run, lies in the folder of another run."""
-    return bool(model) and RunFolder(run.path).path.resolve() in Path(str(model)).absolute().resolve().parents
+def _is_inside(models: str | list[str] | None, run: Run) -> bool:
+    """Return whether a model's path, as it was given to a run, or one of several, lies in the folder of another run."""
+    given = [models] if isinstance(models, str) else models or []
+    return any(RunFolder(run.path).path.resolve() in Path(model).absolute().resolve().parents for model in given)
 
 
 def find_baseline(run: Run, runs: Sequence[Run]) -> Run | None:

@@ -109,7 +109,7 @@ def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path):
     """The labels weigh nothing, and the copies are read to the last one."""
     data, options = str(world / "rte"), {"points": [POINT], "seeds": [0], "report_to": ()}
     teacher = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "teacher", data=data, **options)
-    options |= {"data": data, "teacher": teacher["export"], "augmented": str(world / "rte_augmented")}
+    options |= {"data": data, "teachers": [teacher["export"]], "augmented": str(world / "rte_augmented")}
     summary = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options)
     rows = len((world / "rte_augmented" / "augmented.jsonl").read_text().splitlines())
     steps = json.loads((tmp_path / "student" / "seed=0" / "result.json").read_text())

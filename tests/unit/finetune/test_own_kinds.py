@@ -104,7 +104,7 @@ def test_a_student_of_tagged_words_is_trained_beside_its_teacher_and_saved(tmp_p
     encoder, task = str(save_encoder("bert", tmp_path / "encoder")), find_task(str(tmp_path / "say.yaml"))
     options = {"points": [FinetuneConfig(epochs=1)], "seeds": [0], "report_to": ()}
     teacher = runs.finetune(task, encoder, tmp_path / "teacher", **options)
-    student = runs.finetune(task, encoder, tmp_path / "student", teacher=teacher["export"], **options)
+    student = runs.finetune(task, encoder, tmp_path / "student", teachers=[teacher["export"]], **options)
     assert set(student["metrics"]) == {"f1", "precision", "recall"} and student["examples"] == {"train": 2, "dev": 2}
     config = json.loads((tmp_path / "student" / "seed=0" / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"] and config["finetuning_task"] == "say"

@@ -24,7 +24,7 @@ from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.dev_outputs import score_again
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
@@ -171,21 +171,6 @@ def test_a_model_with_one_token_type_is_given_none():
     assert get_input_names(one, INPUTS) == list(INPUTS[:2]) and get_input_names(two, INPUTS) == list(INPUTS)
 
 
-def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr("ds_distill.finetune.data.predict", lambda *given: calls.append(1) or predict(*given))
-    task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
-    data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
-    teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
-    short, long = (encode_sets(data, tokenizer, FinetuneConfig(max_length=length), 64).train for length in (8, 0))
-    kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
-    assert len(calls) == len(list(tmp_path.iterdir())) == 2, "once each"
-    (tmp_path / "new").touch()
-    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "as the umask gives it, for the group too"
-    assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
-    assert not np.allclose(kept[0][0], kept[1][0], atol=1e-6)
-
-
 def test_the_loss_is_the_weighted_sum(world, tmp_path):
     task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
     match = [Match("cosine", layers="last", weight=0.5)]
@@ -196,7 +181,7 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
     teacher, student = (
         load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert")
     )
-    sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
+    sets.train.teacher = predict(teacher, sets.train, collator, 4, "")
     arguments = trainer_module.TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False
     )
@@ -448,7 +433,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
             tmp_path / "out",
             points=[FinetuneConfig()],
             seeds=[0],
-            teacher=str(tmp_path / "t"),
+            teachers=[str(tmp_path / "t")],
             data=str(world / "rte"),
         )
 
