@@ -25,6 +25,7 @@ from ds_distill.config.recipe_file import setting_name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study
+from ds_distill.study.variants import Variant
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMMAND = "python -m ds_distill.cli.manual"
@@ -73,6 +74,10 @@ STUDY = """\
 These are the keys of a plan, the YAML file of `ds-distill study`, and also options of that command.
 [Run studies](guide/studies.md) explains them with an example."""
 
+VARIANTS = """\
+`variants` of a plan maps names to mappings with these keys. Each is a row of the report.
+[Run studies](guide/studies.md#compare-ways-to-fine-tune) has an example."""
+
 CLI = """\
 # Commands
 
@@ -103,6 +108,7 @@ def configuration() -> str:
             parts += ["## Loss terms", TERMS, _settings("", Match)]
     parts += ["## Stages", STAGES, _settings("", Stage)]
     parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
+    parts += ["## Variants", VARIANTS, _settings("", Variant)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from ds_distill.recipe import Match, Stage
+from ds_distill.study.variants import Variant
 
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 NONE = "–"
@@ -31,6 +32,8 @@ def type_in_words(hint: Any) -> str:
         return "[loss terms](#loss-terms)"
     if hint is Stage:
         return "[stages](configuration.md#stages)"
+    if hint is Variant:
+        return "[variants](configuration.md#variants)"
     if kind is Annotated:
         return parts[1].name
     if kind is Literal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -9,12 +10,12 @@ from ds_distill.cli import arguments
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import Name, UserPath, convert, mapping_reader
 from ds_distill.data.sources import check_inputs
-from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.folder import find_model_folder
 from ds_distill.recipe import Stage
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned
-from ds_distill.tasks.catalog import TASKS
+from ds_distill.study.plan import Study
+from ds_distill.study.variants import FINETUNE, ONE_TASK, Variant
 from ds_distill.tasks.own_task import get_label, is_task_file
 
 PURPOSE = "distill and fine-tune every student of a plan on every task, resuming where an earlier start stopped"
@@ -37,17 +38,13 @@ COMMON_OPTIONS = (
     "jobs",
     "launch",
 )
-# These are the settings that a study's student may change, and those of its fine-tunings, for all
-# tasks or, under a task's name, for that task.
+# These are the settings that a study's student may change.
 STUDENT_SETTINGS = {
     f"{name}.{setting_name(key)}": hint
     for name, section in arguments.SECTIONS.items()
     for key, hint in get_type_hints(section, include_extras=True).items()
 } | {"stages": list[Stage]}
 STUDENT = Annotated[dict[str, Any], mapping_reader(STUDENT_SETTINGS, "settings")]
-TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
-BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")])
-FINETUNE = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS | BY_TASK, "settings")]
 
 
 def add_arguments(parser) -> None:
@@ -91,6 +88,22 @@ def add_arguments(parser) -> None:
         help="names of students that are also fine-tuned with distillation from the fine-tuned teacher",
     )
     parser.add_argument(
+        "--variants",
+        type=dict[str, Variant],
+        default={},
+        help="further fine-tunings of a student by name, each {student, task_distillation, teachers, augmented, "
+        "finetune}",
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=4,
+        help="number of copies of each training example that variants with augmented: true read",
+    )
+    parser.add_argument(
+        "--cloze", type=int, default=0, help="number of questions made of --corpus that they read as well, for SQuAD"
+    )
+    parser.add_argument(
         "--finetune",
         type=FINETUNE,
         default={},
@@ -126,18 +139,24 @@ def check_paths(options) -> None:
 
 def run(options) -> dict:
     from ds_distill.cli.parser import check_command
-    from ds_distill.study.plan import Study, run_study
+    from ds_distill.study.run import run_study
 
+    return run_study(make_study(options), Path(options.output), check_command)
+
+
+def make_study(options) -> Study:
+    """Return the plan, with values of their types also under the names of a user's own tasks."""
+    own = {get_label(task) for task in options.tasks if is_task_file(task)}
+
+    def read(settings: dict[str, Any], key: str) -> dict[str, Any]:
+        return settings | {name: convert(settings[name], ONE_TASK, f"{key}.{name}") for name in own & set(settings)}
+
+    variants = {
+        name: replace(variant, finetune=read(variant.finetune, f"variants.{name}.finetune"))
+        for name, variant in options.variants.items()
+    }
     plan = {name: options[name] for name in Study.__dataclass_fields__}
-    study = Study(**plan | {"finetune": read_own_tasks(options)})
-    return run_study(study, Path(options.output), check_command)
-
-
-def read_own_tasks(options) -> dict[str, Any]:
-    """Return the settings of fine-tunings, with values of their types also under the names of a user's own tasks."""
-    names = {get_label(task) for task in options.tasks if is_task_file(task)} & set(options.finetune)
-    own = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")]
-    return options.finetune | {name: convert(options.finetune[name], own, f"finetune.{name}") for name in names}
+    return Study(**plan | {"finetune": read(options.finetune, "finetune"), "variants": variants})
 
 
 def closing(options, summary: dict) -> str:

@@ -11,7 +11,7 @@ from ds_distill.reporting.pages import Section
 from ds_distill.study.bootstrap import CONFIDENCE, RESAMPLES, estimate, resample_scores, share_of
 from ds_distill.study.figures import NOT_MEASURED, get_students, task_headings
 from ds_distill.study.outputs import TaskOutputs
-from ds_distill.study.plan import TEACHER
+from ds_distill.study.variants import TEACHER
 from ds_distill.tasks.dev_outputs import CORRELATIONS
 
 CONSTANT = ""  # the key of the constant answer among models, none of which has an empty name

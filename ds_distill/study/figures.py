@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ds_distill.reporting.heldout import shared_kind, with_error
 from ds_distill.reporting.tables import NOT_RUN
-from ds_distill.study.plan import TASK_DISTILLATION, TEACHER
+from ds_distill.study.variants import TEACHER
 from ds_distill.tasks.catalog import TASKS
 
 CONSTANT_ANSWER = "constant answer"
@@ -94,8 +94,8 @@ def find_teacher(rows: list[dict]) -> dict | None:
 
 
 def get_students(rows: list[dict]) -> list[dict]:
-    """Return one row per distilled student, without the teacher and without task distillations."""
-    return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {TASK_DISTILLATION}")]
+    """Return one row per distilled student, without the teacher and without further fine-tunings."""
+    return [row for row in rows if row["model"] != TEACHER and "student" not in row]
 
 
 def task_headings(tasks: list[str], rows: list[dict]) -> dict[str, str]:

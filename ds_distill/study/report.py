@@ -19,7 +19,8 @@ from ds_distill.run_folder import RunFolder
 from ds_distill.study.benchmark_sections import make_benchmark_section
 from ds_distill.study.comparisons import comparison_sections
 from ds_distill.study.outputs import load_outputs
-from ds_distill.study.plan import Study, collect_rows
+from ds_distill.study.plan import Study
+from ds_distill.study.rows import collect_rows
 from ds_distill.study.score_tables import data_set_table, other_metrics_table, retention_table, task_tables
 from ds_distill.study.student_tables import ablation_table, pretraining_section
 from ds_distill.utils.errors import UserError

@@ -36,6 +36,9 @@ class Job:
 
     Args:
         depends_on: Folders that must have a summary first.
+        model: The model that is fine-tuned: a folder or name, or the folder of the job that makes it.
+        teacher: The folder of the fine-tunings of the teacher.
+        every_teacher: Whether the models of all its seeds are used, and not the one at the median.
         launcher: The command that runs the job in place of this process's Python. Such a job takes
             the whole machine, or several machines, and runs alone.
     """
@@ -46,6 +49,7 @@ class Job:
     depends_on: tuple[Path, ...] = ()
     model: str | Path | None = None
     teacher: Path | None = None
+    every_teacher: bool = False
     launcher: str = ""
     seeds: int = 0
 
@@ -76,10 +80,16 @@ class Job:
         return [
             *self.argv,
             *model_options,
-            *(["--teacher", str(_resolve_model(self.teacher))] if self.teacher else []),
+            *(["--teacher", *self._find_teachers(self.teacher)] if self.teacher else []),
             "--output",
             str(self.output),
         ]
+
+    def _find_teachers(self, folder: Path) -> list[str]:
+        if not self.every_teacher:
+            return [str(_resolve_model(folder))]
+        rows = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["seeds"]
+        return [str(folder / f"seed={row['seed']}" / "model") for row in rows]
 
     def started_as(self) -> list[str]:
         """Return the words that start the job's process, with the launcher or the Python that runs it."""

@@ -17,7 +17,7 @@ from ds_distill.study.figures import (
     task_headings,
 )
 from ds_distill.study.paper import PAPER_EXACT_MATCH, PAPER_SCORES
-from ds_distill.study.plan import TASK_DISTILLATION
+from ds_distill.study.variants import TASK_DISTILLATION
 from ds_distill.tasks.catalog import GLUE, TASKS
 
 OTHER_TASKS = tuple(task for task in TASKS if task not in GLUE)

@@ -16,8 +16,9 @@ from ds_distill.study.figures import (
     means_by_seed,
     missing_mean_text,
 )
+from ds_distill.study.jobs import TOKEN_SETTINGS
 from ds_distill.study.paper import PAPER_ABLATION
-from ds_distill.study.plan import TOKEN_SETTINGS, make_folder_name
+from ds_distill.study.scheduler import make_folder_name
 from ds_distill.training.state import read_heldout_curves
 
 CORPUS_HELDOUT = "the corpus's held-out documents"

@@ -9,7 +9,8 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.recipe_file import COMMAND_OPTIONS, DEEPSPEED, RECIPES, STUDIES, shipped_files
 from ds_distill.recipe import Recipe, Training
-from ds_distill.study.plan import Study, make_jobs
+from ds_distill.study.jobs import make_jobs
+from ds_distill.study.plan import Study
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT
 

@@ -170,7 +170,7 @@ def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
             "heldout_mlm_loss": 4.0,
             "heldout_sets": {"book": {"mlm_loss": 4.5}},
         },
-        {"model": "a, task distillation", "tasks": {}},
+        {"model": "a, task distillation", "student": "a", "tasks": {}},
     ]
     section = pretraining_section(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"

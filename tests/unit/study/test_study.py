@@ -9,10 +9,14 @@ import yaml
 
 from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.cli.study import read_own_tasks
+from ds_distill.cli.study import make_study
 from ds_distill.recipe import Match, Stage
-from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, collect_rows, make_jobs, run_study
+from ds_distill.study.jobs import make_jobs
+from ds_distill.study.plan import Study
+from ds_distill.study.rows import collect_rows
+from ds_distill.study.run import _expand_home, _get_changed_keys, _load_base, run_study
 from ds_distill.study.score_tables import task_tables
+from ds_distill.study.variants import Variant
 from ds_distill.utils.errors import UserError
 
 
@@ -84,7 +88,7 @@ def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_p
     )
     (tmp_path / "plan.yaml").write_text(plan)
     options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
-    study = Study(**{key: options[key] for key in Study.__dataclass_fields__} | {"finetune": read_own_tasks(options)})
+    study = make_study(options)
     assert study.labels == ["rte", "mine"] and study.get_finetune_settings(str(file)) == (5, {"epochs": 10.0})
     jobs = make_jobs(study, tmp_path / "out")
     assert jobs[-1].argv == ("finetune", "--task", str(file), "--seeds", "5", "--finetune.epochs", "10.0")
@@ -114,6 +118,9 @@ def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_p
         ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
         ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students"]),
         ({}, {"seeds": 2}, ["seeds"]),
+        ({"variants": {"v": asdict(Variant("a"))}}, {"variants": {}}, ["variants"]),
+        ({}, {"variants": {"v": asdict(Variant("a"))}, "copies": 8}, []),
+        ({"variants": {"v": asdict(Variant("a", True, augmented=True))}}, {"copies": 8}, ["copies"]),
         ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3}}}, []),
         ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3, "epochs": 2}}}, ["finetune"]),
     ],
@@ -242,7 +249,7 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
 """
     (tmp_path / "plan.yaml").write_text(plan)
     options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
-    study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
+    study = make_study(options)
     study.check()
     changes = {
         "training.compile": "off",

@@ -1,0 +1,148 @@
+"""Running a study job by job; the same command resumes it where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from ds_distill.config.yaml_text import load_yaml, read_recipe
+from ds_distill.recipe import Recipe
+from ds_distill.run_record import write_record
+from ds_distill.study.jobs import make_jobs
+from ds_distill.study.plan import Study
+from ds_distill.study.rows import collect_rows
+from ds_distill.study.scheduler import Job, run_jobs
+from ds_distill.tasks.own_task import find_task, get_label
+from ds_distill.utils.console import log, log_header, spinner
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.files import read_summary, write_json
+
+
+def _load_base(base: str) -> object:
+    """Return what study.json keeps of the base.
+
+    That is the recipe as PyYAML reads it, because earlier studies were kept that way, or as this
+    project reads it where PyYAML cannot.
+    """
+    text = read_recipe(Path(base), f"base: {base}")
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return load_yaml(text, f"base: {base}")
+
+
+def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
+    """Run the jobs that are not done yet and return the summary, which has one row per model.
+
+    Args:
+        study: The plan.
+        output: The study's folder.
+        check_command: Returns the recipe of a command, if the command has one. It raises UserError
+            for words that the command would refuse, which would otherwise come up only when the
+            command's turn comes.
+    """
+    study.check()
+    jobs, recipes = make_jobs(study, output), {}
+    for job in jobs:
+        try:
+            recipes[job.what] = check_command([*job.argv, "--output", str(job.output)])
+        except UserError as error:
+            raise UserError(f"{job.what}: {error}") from error
+    output.mkdir(parents=True, exist_ok=True)
+    plan = output / "study.json"
+    record = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
+    del record["launch"], record["jobs"]  # How the study is run may change.
+    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
+        if changed := _get_changed_keys(_expand_home(before), record):
+            raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
+    _read_tasks(study, jobs)
+    students = [
+        (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
+    ]
+    _check_teacher(study, students)
+    write_json(plan, record)
+    done, stored = sum(job.done for job in jobs), read_summary(output)
+    if done == len(jobs):
+        log(f"{output}: finished before ({done} of {done} jobs), nothing to do")
+    else:
+        log_header(
+            {
+                "study": f"{len(study.students)} students, {len(study.tasks)} tasks, {study.seeds} seeds each",
+                "jobs": f"{len(jobs)}, of which {done} are done; {study.jobs} at a time",
+                "output": str(output),
+            }
+        )
+        run_jobs(jobs, study.jobs, output / "logs")
+        write_record(output)
+    summary = {"output": str(output), "rows": collect_rows(study, output)}
+    return stored if stored == summary else summary
+
+
+def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
+    """Raise UserError if a student cannot be built from the teacher.
+
+    Without this check the error would come up only after the text has been prepared. `students`
+    holds (job, recipe) for each student that does not exist yet.
+    """
+    if not students:
+        return
+    with spinner("checking the teacher"):
+        # This module imports torch, and a report need not wait for that.
+        from ds_distill.models.folder import find_model_folder
+        from ds_distill.preflight.models import check_teachers_complete, check_teachers_fit
+
+        teachers, recipes = [find_model_folder(study.teacher)], {}
+        for what, recipe in students:
+            try:
+                check_teachers_fit(teachers, recipe)
+            except UserError as error:
+                raise UserError(f"{what}: {error}") from error
+            starts = recipe.student.from_, recipe.student.init_layers == "random"
+            recipes[*starts, recipe.compares_logits, recipe.need_vocabulary] = recipe
+        for recipe in recipes.values():  # those that ask for the same weights need one look
+            check_teachers_complete(teachers, recipe)
+
+
+def _read_tasks(study: Study, jobs: list[Job]) -> None:
+    """Raise UserError for mistakes in a task's files, which would otherwise come up only when its turn comes."""
+    from ds_distill.finetune.data import load_data  # It imports torch, and a report need not wait for that.
+
+    for task in study.tasks:
+        if any(job.argv[:3] == ("finetune", "--task", task) and not job.done for job in jobs):
+            with spinner(f"reading {get_label(task)}"):
+                data = study.get_task_data(task)
+                load_data(find_task(task, data), str(expand_user(data)) if data else None)
+
+
+def _expand_home(plan: dict) -> dict:
+    """Return the plan with ~ expanded; earlier plans kept it as it was written."""
+    paths = {
+        key: value if isinstance(value, list) else [value]
+        for key in ("teacher", "data", "corpus", "heldout")
+        if (value := plan.get(key))
+    }
+    expanded = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
+    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in expanded.items()}
+
+
+def _get_changed_keys(before: dict, now: dict) -> list[str]:
+    """Return the keys under which a plan differs from the earlier one.
+
+    Students, tasks with their settings, seeds and task distillations may be added.
+    """
+    earlier, later = Study.from_dict(before), Study.from_dict(now)
+    compatible = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
+    for key in ("students", "variants"):
+        compatible[key] = all(now[key].get(name) == changes for name, changes in before.get(key, {}).items())
+    # What no variant has read may change.
+    compatible["copies"] = compatible["cloze"] = not any(variant.augmented for variant in earlier.variants.values())
+    pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
+    compatible["finetune"] = compatible["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
+    compatible["base"] = True  # The base may move; its content is under `recipe`.
+    return [key for key in now if before.get(key) != now[key] and not compatible.get(key)]

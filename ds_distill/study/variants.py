@@ -1,0 +1,37 @@
+"""The fine-tunings of a study: of the teacher, of each student, and further ones of a student by other settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_type_hints
+
+from ds_distill.config.values import mapping_reader
+from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.tasks.catalog import TASKS
+
+TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
+TEACHER_SETTINGS = ("match", "layers_first", "teacher_weights")  # without a teacher they would be refused
+# These are the settings of a study's fine-tunings, for all tasks or, under a task's name, for that task.
+TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
+ONE_TASK = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")]
+FINETUNE = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS | dict.fromkeys(TASKS, ONE_TASK), "settings")]
+
+
+@dataclass
+class Variant:
+    """A fine-tuning of a model of the study, by settings of its own.
+
+    Args:
+        student: The student that is fine-tuned, or "teacher".
+        task_distillation: Whether the fine-tuned teacher is used.
+        teachers: Which of the fine-tuned teacher's models: the one at the "median", or those of "all" seeds, whose
+            soft targets are averaged.
+        augmented: Whether it also reads texts of `ds-distill augment`, which the teacher labels.
+        finetune: The settings in which it differs, as the study's `finetune`.
+    """
+
+    student: str
+    task_distillation: bool = False
+    teachers: Literal["median", "all"] = "median"
+    augmented: bool = False
+    finetune: FINETUNE = field(default_factory=dict)
