@@ -10,6 +10,7 @@ from ds_distill.cli.option_words import shown, type_in_words, with_article
 from ds_distill.config.values import UserPath
 from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import FINETUNE_SETTINGS, SETTINGS, Study
+from ds_distill.study.variants import Variant
 
 
 def test_every_setting_has_a_row_with_a_description():
@@ -21,6 +22,7 @@ def test_every_setting_has_a_row_with_a_description():
         *Study.__dataclass_fields__,
         *Match.__dataclass_fields__,
         *Stage.__dataclass_fields__,
+        *Variant.__dataclass_fields__,
     }
     assert all(len(row) in (4, 5) and row[-1] for row in rows)
 
