@@ -35,7 +35,14 @@ from ds_distill.utils.shell import note_path
 
 # the libraries that a command loads, if not torch and DeepSpeed
 _TRANSFORMERS = "torch and transformers"
-LOADED = {"augment": _TRANSFORMERS, "finetune": _TRANSFORMERS, "study": "", "report": "", "make-qnli": ""}
+LOADED = {
+    "augment": _TRANSFORMERS,
+    "finetune": _TRANSFORMERS,
+    "trim": _TRANSFORMERS,
+    "study": "",
+    "report": "",
+    "make-qnli": "",
+}
 FIRST_STEPS = """\
 usage: ds-distill COMMAND [options]
 

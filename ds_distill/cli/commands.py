@@ -22,6 +22,7 @@ from ds_distill.cli import (
     report,
     run,
     study,
+    trim,
 )
 
 COMMANDS = {
@@ -33,6 +34,7 @@ COMMANDS = {
     "estimate": estimate,
     "evaluate": evaluate,
     "export": export,
+    "trim": trim,
     "augment": augment,
     "finetune": finetune,
     "multitask": multitask,

@@ -30,7 +30,7 @@ NEEDED = {
     "export": {"--model": M, "--format": "onnx"}, "finetune": {"--task": "rte", "--model": M, "--data": D},
     "multitask": {"--tasks": "[rte]", "--model": M, "--data": DD, "--corpus": TEXT},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
-    "demo": {"--corpus": TEXT}, "make-qnli": {},
+    "demo": {"--corpus": TEXT}, "make-qnli": {}, "trim": {"--model": M, "--corpus": TEXT},
     "augment": {"--task": "squad", "--model": M, "--data": D, "--corpus": TEXT, "--cloze": "5"},
 }
 INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  \

@@ -1,0 +1,1 @@
+"""What makes a model smaller before it is distilled or exported, one idea per file."""

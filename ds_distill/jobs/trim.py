@@ -1,0 +1,117 @@
+"""The job that gives a model and its tokenizer a smaller vocabulary: the tokens of a text."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ds_distill.compression.card import trimmed_card
+from ds_distill.compression.trim_model import trim_model
+from ds_distill.compression.trim_tokenizer import trim_tokenizer
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.fingerprint import content_fingerprint
+from ds_distill.data.run_data import is_prepared, prepare_tokens
+from ds_distill.data.sources import split_inputs
+from ds_distill.data.token_files import open_manifest
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.loading import load_encoder
+from ds_distill.models.saving import save_model_folder
+from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.preflight.models import check_fits_prepared_tokens
+from ds_distill.recipe import Recipe
+from ds_distill.reporting import provenance
+from ds_distill.run_folder import RunFolder, locked_run_folder_alone
+from ds_distill.run_record import write_record
+from ds_distill.utils.console import log_header, spinner
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import read_summary
+from ds_distill.utils.resources import explain_disk_full
+
+
+def trim(
+    model: str, output: Path, *, corpus: Sequence[str] = (), tokens: str | None = None, min_count: int = 1
+) -> dict:
+    """Write output/export, a model whose vocabulary has the tokens of a text alone, and return the summary.
+
+    Args:
+        model: The folder, or name on the Hub, of a masked-LM model or an encoder, with its tokenizer.
+        output: The folder to write.
+        corpus: The text.
+        tokens: A folder of prepared tokens instead.
+        min_count: How often a token must occur in the text to be kept.
+    """
+    folder = find_model_folder(model, "--model")
+    whole = load_encoder(folder)
+    text = open_manifest(tokens)["fingerprint"] if tokens else content_fingerprint(split_inputs(list(corpus)))
+    identity = {"model": weights_fingerprint(whole)[:16], "text": text[:16], "min_count": min_count}
+    with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
+        if finished := read_summary(output):
+            return finished
+        counts = _count(folder, output, list(corpus), tokens)
+        vocabulary = folder.tokenizer.get_vocab()
+        wanted = [token for token, number in vocabulary.items() if counts[number] >= min_count]
+        content = json.loads(folder.tokenizer.backend_tokenizer.to_str())
+        trimmed, former = trim_tokenizer(content, wanted)
+        before = whole.num_parameters()
+        trim_model(whole, former)
+        figures = {
+            "tokens": len(former),
+            "tokens_before": len(vocabulary),
+            "parameters": whole.num_parameters(),
+            "parameters_before": before,
+            "text_tokens": int(counts.sum()),
+            "text_tokens_dropped": int(counts.sum() - counts[former].sum()),
+        }
+        log_header(
+            {
+                "model": f"{folder.title}, {before / 1e6:.1f} M parameters",
+                "text": f"{figures['text_tokens']:,} tokens",
+                "output": str(output),
+            }
+        )
+        export = Path(RunFolder(output).export)
+        with explain_disk_full(output), spinner("writing the model"):
+            save_model_folder(whole, _load_trimmed(folder, trimmed), export)
+            family = get_family(whole)
+            card = trimmed_card(
+                figures, provenance.from_model(folder.path), head=family.has_head(whole), pooler=family.has_pooler
+            )
+            (export / "README.md").write_text(card, encoding="utf-8")
+        write_record(output)
+        return figures | {"export": str(export), "output": str(output)}
+
+
+def _count(folder: ModelFolder, output: Path, corpus: list[str], tokens: str | None) -> np.ndarray:
+    """Return how often each token occurs in the text, int64 [V]."""
+    place = Path(tokens or RunFolder(output).tokens)
+    recipe = Recipe()
+    recipe.data.heldout_fraction = 0.0  # every text counts
+    positions = get_family_by_type(folder.config.model_type).positions(folder.config)
+    recipe.data.sequence_length = min(recipe.data.sequence_length, positions)
+    if not tokens and not is_prepared(place, corpus, folder.tokenizer, recipe):
+        prepare_tokens(corpus, folder.tokenizer, place, recipe)
+    store = TokenDataset.open(place, "train")
+    check_fits_prepared_tokens(store, folder)
+    if not store.token_counts.sum():
+        raise UserError(f"{place}: the text has no tokens; give text with --corpus")
+    return store.token_counts
+
+
+def _load_trimmed(folder: ModelFolder, content: dict):
+    """Return a model's tokenizer with another content of tokenizer.json."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder.tokenizer.save_pretrained(scratch)
+        for name in ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"):  # they hold the former ids
+            (Path(scratch) / name).unlink(missing_ok=True)
+        file = Path(scratch) / "tokenizer_config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings.pop("added_tokens_decoder", None)
+        file.write_text(json.dumps(settings), encoding="utf-8")
+        (Path(scratch) / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        return load_tokenizer(scratch)
