@@ -29,6 +29,10 @@ class VocabularyProjection(nn.Linear):
 
         The losses are fused_linear_distillation_loss(hidden, weight, bias, *losses_of, **options).
         """
+        return self.compute(hidden, self.weight, *losses_of, **options)
+
+    def compute(self, hidden: Tensor, weight: Tensor, *losses_of, **options) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Return what `forward` does, with another weight [V, H] in place of its own."""
         if not losses_of:
-            return super().forward(hidden)
-        return fused_linear_distillation_loss(hidden, self.weight, self.bias, *losses_of, **options)
+            return nn.functional.linear(hidden, weight, self.bias)
+        return fused_linear_distillation_loss(hidden, weight, self.bias, *losses_of, **options)

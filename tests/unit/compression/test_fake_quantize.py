@@ -1,0 +1,87 @@
+"""Test that a model in training computes what its exported int8 file computes, and that its gradient passes through."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from ds_distill.compression.fake_quantize import STEPS, fake_quantize, round_activation, round_weight, unquantize
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.exporters.int8 import quantize, write_onnx_int8
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.onnx import write_onnx
+from ds_distill.exporters.parity import text_batches
+from ds_distill.exporters.runtimes import OnnxRunner
+from tests.tiny import FAMILIES, save_encoder
+
+HEADS = {"classes": AutoModelForSequenceClassification, "spans": AutoModelForQuestionAnswering}
+
+
+def save_model(family: str, head: str, folder: Path) -> Path:
+    save_encoder(family, folder)
+    if head in HEADS:
+        torch.manual_seed(1)
+        model = HEADS[head].from_pretrained(folder)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+        load_tokenizer(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "family, head", [*((family, "words") for family in FAMILIES), ("bert", "classes"), ("distilbert", "spans")]
+)
+def test_it_computes_what_the_exported_file_computes(family, head, tmp_path):
+    """The reduced range alone: a file of the full range is right on processors with VNNI only."""
+    source = load_source(str(save_model(family, head, tmp_path / "model")))
+    batch = text_batches(source, [], sequences=4)[0]
+    write_onnx(source, tmp_path / "fp32.onnx")
+    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", STEPS["onnx-int8"])
+    inputs = {name: torch.from_numpy(values) for name, values in batch.inputs.items()}
+    with torch.no_grad():
+        exact = [out.numpy() for out in source.model(**inputs).to_tuple()]
+        fake_quantize(source.model, "onnx-int8")
+        found = [out.numpy() for out in source.model(**inputs).to_tuple()]
+        unquantize(source.model)
+        again = [out.numpy() for out in source.model(**inputs).to_tuple()]
+    expected = OnnxRunner(tmp_path / "int8.onnx")(batch.inputs)
+    for mine, file, whole, after in zip(found, expected, exact, again, strict=True):
+        real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
+        # A value between two codes may get either, by the last bit of a sum: that moves a few tokens.
+        apart, moved = np.abs(mine[real] - file[real]), np.abs(whole[real] - file[real])
+        assert np.median(apart) < 1e-5 * np.abs(whole[real]).max() and apart.mean() < 0.1 * moved.mean()
+        assert np.array_equal(after, whole), "and floats again"
+
+
+@pytest.mark.parametrize("steps", STEPS.values())
+def test_a_weight_is_rounded_as_the_export_does(steps):
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    codes, scales = quantize(weight.numpy(), axis=0, steps=steps)
+    expected = codes.astype(np.float32) * scales[:, None]
+    np.testing.assert_allclose(round_weight(weight, steps).numpy(), expected, rtol=1e-6)
+    assert not round_weight(torch.zeros(2, 3), steps).any()
+
+
+def test_an_activation_has_255_steps_of_its_own_range():
+    values = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 50]).view(3, 1)
+    rounded = round_activation(values)
+    least, most = values.aminmax(dim=-1, keepdim=True)
+    step = (most - least) / 255
+    assert ((rounded - values).abs() <= 0.5001 * step).all()
+    codes = (rounded - least) / step
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(round_activation(torch.full((2, 4), 3.0)), torch.full((2, 4), 3.0))
+
+
+def test_gradients_pass_through_the_rounding():
+    values = torch.randn(3, 8, requires_grad=True)
+    weight = torch.randn(5, 8, requires_grad=True)
+    out = round_activation(values) @ round_weight(weight, 63).T
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    torch.testing.assert_close(values.grad, gradient @ round_weight(weight, 63).detach())
+    torch.testing.assert_close(weight.grad, gradient.T @ round_activation(values).detach())
