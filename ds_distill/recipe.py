@@ -300,7 +300,10 @@ class Recipe:
             if not keys[key]:
                 del keys[key]  # nor these
         if self.stages:
-            keys["stages"] = [asdict(stage) for stage in self.stages]
+            keys["stages"] = [
+                {key: value for key, value in asdict(stage).items() if key != "quantize" or value}
+                for stage in self.stages
+            ]
         else:
             del keys["training.stage_schedule"]
         keys |= self.training.deepspeed_identity()

@@ -42,8 +42,10 @@ class Span(NamedTuple):
         layers = [str(part) for part in parts if isinstance(part, int)]
         words = [f"layer{'s' * (len(layers) > 1)} {', '.join(layers)}"] if layers else []
         words += [part for part in parts if isinstance(part, str)]
-        return f"{describe_losses(self.losses)}; trains {' and '.join(words) if parts else 'everything'}" + (
-            ", each layer on the teacher's own input" if self.stage.teacher_forced else ""
+        return (
+            f"{describe_losses(self.losses)}; trains {' and '.join(words) if parts else 'everything'}"
+            + (", each layer on the teacher's own input" if self.stage.teacher_forced else "")
+            + (f", in the arithmetic of {self.stage.quantize}" if self.stage.quantize else "")
         )
 
 

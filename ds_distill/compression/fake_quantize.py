@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
+from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.exporters.int8 import FULL_RANGE, LARGE, REDUCED_RANGE
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.models.families import get_family
 
 # the largest code of a weight, by the name of the format
-STEPS = {"onnx-int8": REDUCED_RANGE, "onnx-int8-vnni": FULL_RANGE}
+STEPS: dict[QuantizedFormat, int] = {"onnx-int8": REDUCED_RANGE, "onnx-int8-vnni": FULL_RANGE}
 SMALLEST = 1e-12  # of a scale's numerator, as in the files
 LEVELS = 255  # of an activation
 
@@ -47,7 +48,7 @@ def _pass_through(values: Tensor, rounded: Tensor) -> Tensor:
     return values + (rounded.to(values.dtype) - values).detach()
 
 
-def fake_quantize(model: PreTrainedModel, format: str) -> None:
+def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
     """Have a model, in place, compute as its exported file of an int8 format does.
 
     Parameters and their names stay. Linear layers round their weights and what they read, the vocabulary's table is
@@ -55,7 +56,7 @@ def fake_quantize(model: PreTrainedModel, format: str) -> None:
 
     Args:
         model: The model.
-        format: A key of STEPS.
+        format: The format.
     """
     steps = STEPS[format]
     family = get_family(model)
@@ -66,6 +67,25 @@ def fake_quantize(model: PreTrainedModel, format: str) -> None:
     for module in model.modules():
         if type(module) in _QUANTIZED:
             module.__class__, cast(Any, module).steps = _QUANTIZED[type(module)], steps
+
+
+class QuantizeLast(TrainerCallback):
+    """A callback that has a model fake-quantized in the last share of its steps."""
+
+    def __init__(self, model: PreTrainedModel, format: QuantizedFormat, share: float):
+        """Begin with floats; the first step of a training, or of a resumed one, decides what it computes in.
+
+        Args:
+            model: The model in training.
+            format: The format.
+            share: The share of the steps, from 0 to 1.
+        """
+        self.model, self.format, self.share, self.quantized = model, format, share, False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self.quantized and state.global_step >= state.max_steps - round(self.share * state.max_steps):
+            fake_quantize(self.model, self.format)
+            self.quantized = True
 
 
 def unquantize(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 
 from ds_distill.config.limits import limited
+from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.config.values import Reader, convert
 from ds_distill.utils.errors import UserError, did_you_mean
 
@@ -154,6 +155,8 @@ class Stage:
             layers that this student layer stands for. The span ends at the layer that the terms in losses.match pair
             it with, and begins after that of the student layer below. For terms of hidden states, without kl and mlm.
         learning_rate: Peak learning rate of this stage; that of `training` by default.
+        quantize: Compute as the exported file of this int8 format does, with weights and activations rounded, so that
+            the student learns to be right when it is rounded; none by default.
     """
 
     share: float = field(metadata={"limits": (0, 1), "word": "", "each": False})
@@ -161,3 +164,4 @@ class Stage:
     learnable: Literal["all"] | list[int | Literal["embeddings", "head"]] = "all"
     teacher_forced: bool = False
     learning_rate: float | None = limited(None, 0, 10)
+    quantize: QuantizedFormat | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ds_distill.config.limits import limited, limited_values
 from ds_distill.config.losses import Match
+from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.config.renamed import current_name
 from ds_distill.config.values import convert
 from ds_distill.utils.errors import UserError
@@ -50,6 +51,9 @@ class FinetuneConfig:
         augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
         average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
             the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
+        quantize: Compute in the last steps as the exported file of this int8 format does, with weights and activations
+            rounded, so that the model learns to be right when it is rounded; none by default.
+        quantize_share: The share of the steps, at the end of the run, in which `quantize` does so.
         precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
             CPU where a probe shows that it is faster, else fp32.
     """
@@ -70,6 +74,8 @@ class FinetuneConfig:
     layers_first: float = 0.0
     augmented_copies: int = 0
     average_weights: float = 0.0
+    quantize: QuantizedFormat | None = None
+    quantize_share: float = limited(0.33, 0, 1)
     precision: PRECISIONS = "auto"
 
     def __post_init__(self) -> None:
@@ -91,6 +97,10 @@ class FinetuneConfig:
             raise UserError(
                 f"finetune.layers_first = {self.layers_first}: finetune.match has no term, so nothing would be learned "
                 "in these steps; give finetune.match, or leave it out"
+            )
+        if self.quantize not in (None, *get_args(QuantizedFormat)):
+            raise UserError(
+                f"finetune.quantize = {self.quantize}: must be one of {', '.join(get_args(QuantizedFormat))}, or null"
             )
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"finetune.precision = {self.precision}: must be one of {', '.join(get_args(PRECISIONS))}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback
 
+from ds_distill.compression.fake_quantize import QuantizeLast, unquantize
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
@@ -373,12 +374,15 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         inner=inner,
         callbacks=[_Bar(bar)],
     )
+    if point.quantize:
+        trainer.add_callback(QuantizeLast(model_to_train, point.quantize, point.quantize_share))
     trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
     config = {"task": plan.task.name, "model": plan.model, "seed": seed, "finetune": point.as_dict()}
     name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
     with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
         trainer.add_callback(ReportCallback(trackers))
         trainer.train(resume_from_checkpoint=checkpoint)
+        unquantize(model_to_train)
         if average:
             average.apply()
         # A later scoring of the folder then reads examples as this run did.

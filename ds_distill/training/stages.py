@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ds_distill.compression.fake_quantize import fake_quantize
 from ds_distill.distributed.process_group import broadcast_object
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.teacher_forcing import force_teacher
@@ -118,4 +119,6 @@ class Stages:
         if stage.teacher_forced:
             layers = [part for part in stage.learnable if isinstance(part, int)]
             force_teacher(objective, layers, student.config, self._teacher, span.key)
+        if stage.quantize:
+            fake_quantize(student, stage.quantize)
         return objective

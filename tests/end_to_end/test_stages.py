@@ -11,7 +11,8 @@ LAYERS_ONLY = "{kl: 0, mlm: 0, cosine: 0, match: [{loss: mse, layers: mapped}]}"
 DIVIDED = LAYERS_ONLY.replace("mapped", "mapped, normalize: true")  # by deviations that are measured as it begins
 STAGES = (
     f"[{{share: 0.25, losses: {LAYERS_ONLY}, learnable: [1], teacher_forced: true}}, "
-    f"{{share: 0.25, losses: {DIVIDED}, learnable: [embeddings, 0]}}, {{share: 0.5, learning_rate: 2e-4}}]"
+    f"{{share: 0.25, losses: {DIVIDED}, learnable: [embeddings, 0]}}, "
+    "{share: 0.5, learning_rate: 2e-4, quantize: onnx-int8}]"
 )
 ENDS = (10, 20, 40)
 CASES = [(1, "bf16", 1), (0, "fp32", 2), (2, "bf16", 2), (3, "fp32", 2)]
@@ -53,6 +54,10 @@ def test_killed_inside_a_stage_and_at_its_end(world, tmp_path, zero, precision, 
     ("stages", "message"),
     [
         ("[{share: 0.5}, {share: 0.4}]", "stages: the shares [0.5, 0.4] sum to 0.9; they must sum to 1"),
+        (
+            "[{share: 1, quantize: int8}]",
+            "stages.quantize: int8 is not allowed; choose one of onnx-int8, onnx-int8-vnni; did you mean onnx-int8?",
+        ),
         ("[{share: 1, losses: {kll: 1}}]", "stages.losses.kll: no such key; did you mean kl?"),
         ("[{share: 1, learnable: [7]}]", "stages[0].learnable: layer 7: the student has 2 layers, 0 to 1"),
         ("[{share: 1, losses: {match: [{loss: msee}]}}]", "stages[0].losses.match[0].loss = msee: no such loss"),

@@ -102,9 +102,12 @@ def test_losses_of_the_recipe_need_train_nothing_where_stages_have_their_own():
 
 
 def test_stages_in_words():
-    recipe = Recipe(stages=[Stage(0.5, LAYERS_ONLY, [0, "head"]), Stage(0.5)])
+    recipe = Recipe(stages=[Stage(0.5, LAYERS_ONLY, [0, "head"]), Stage(0.5, quantize="onnx-int8")])
     recipe.check()
     first, second = spans_of(recipe, 1001)
     assert first.describe() == "steps 1 to 500: 1 × mse; trains layer 0 and head"
-    assert second.describe() == "steps 501 to 1,001: 5 × KL + 2 × masked LM + 1 × cosine; trains everything"
+    assert (
+        second.describe()
+        == "steps 501 to 1,001: 5 × KL + 2 × masked LM + 1 × cosine; trains everything, in the arithmetic of onnx-int8"
+    )
     assert math.isclose(sum(share for share, _ in recipe.losses_by_share()), 1)

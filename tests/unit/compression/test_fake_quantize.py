@@ -1,14 +1,26 @@
 """Test that a model in training computes what its exported int8 file computes, and that its gradient passes through."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from ds_distill.compression.fake_quantize import STEPS, fake_quantize, round_activation, round_weight, unquantize
+from ds_distill.compression.fake_quantize import (
+    STEPS,
+    QuantizeLast,
+    fake_quantize,
+    round_activation,
+    round_weight,
+    unquantize,
+)
+from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.exporters.formats import FORMATS
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import write_onnx
@@ -85,3 +97,22 @@ def test_gradients_pass_through_the_rounding():
     out.backward(gradient)
     torch.testing.assert_close(values.grad, gradient @ round_weight(weight, 63).detach())
     torch.testing.assert_close(weight.grad, gradient.T @ round_activation(values).detach())
+
+
+def test_the_formats_are_those_that_a_setting_may_name():
+    assert set(STEPS) == set(get_args(QuantizedFormat)) <= set(FORMATS)
+
+
+def test_the_last_share_of_the_steps_is_rounded(tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(save_encoder("bert", tmp_path))
+    linear = model.bert.encoder.layer[0].intermediate.dense
+    callback = QuantizeLast(model, "onnx-int8", 0.25)
+    rounded = []
+    for step in range(8):
+        callback.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=8), None)
+        rounded.append(type(linear) is not nn.Linear)
+    assert rounded == [False] * 6 + [True] * 2
+    resumed = QuantizeLast(model, "onnx-int8", 0.25)  # from a checkpoint within that share
+    resumed.on_step_begin(None, SimpleNamespace(global_step=7, max_steps=8), None)
+    unquantize(model)
+    assert type(linear) is nn.Linear and not hasattr(linear, "steps")

@@ -231,8 +231,14 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 4)
-    point = FinetuneConfig(  # 5 steps per epoch; the mean is of the last 10 steps
-        epochs=4, batch_size=8, learning_rate=1e-3, precision="fp32", average_weights=0.5
+    point = FinetuneConfig(  # 5 steps per epoch; the mean is of the last 10 steps, and the last 8 are rounded
+        epochs=4,
+        batch_size=8,
+        learning_rate=1e-3,
+        precision="fp32",
+        average_weights=0.5,
+        quantize="onnx-int8",
+        quantize_share=0.4,
     )
     epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
     monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
