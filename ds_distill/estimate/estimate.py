@@ -149,9 +149,7 @@ class Estimator:
                 model = new_model(config, head=logits).float().eval()
                 sites = self.sites if not teachers else counterparts(self.averaged, self.configs[0], config)
                 teachers.append(needed_part(model, sites, head=logits) if self.uses_teacher else model)
-            student_model = (
-                new_model(student, head=self.recipe.need_vocabulary, attn_implementation="sdpa").float().train()
-            )
+            student_model = new_model(student, head=self.recipe.need_vocabulary).float().train()
         if self.recipe.training.gradient_checkpointing:
             student_model.gradient_checkpointing_enable()
         return teachers, student_model

@@ -154,17 +154,17 @@ def no_pooler(model_type: str) -> dict[str, bool]:
     return {"add_pooling_layer": False} if get_family_by_type(model_type).has_pooler else {}
 
 
-def new_model(config: PretrainedConfig, *, head: bool, **options: Any) -> PreTrainedModel:
+def new_model(config: PretrainedConfig, *, head: bool) -> PreTrainedModel:
     """Return a model with random weights: a masked-LM model, or without a head the bare encoder, without a pooler.
 
     Args:
         config: The model's config.
         head: Whether it has a masked-LM head.
-        **options: Further arguments of transformers' from_config.
     """
+    attention = get_family_by_type(config.model_type).attention
     if head:
-        return AutoModelForMaskedLM.from_config(config, **options)
-    return AutoModel.from_config(config, **options, **no_pooler(config.model_type))
+        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    return AutoModel.from_config(config, attn_implementation=attention, **no_pooler(config.model_type))
 
 
 def load_masked_lm(
@@ -177,7 +177,7 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
-    The model is in fp32, on the CPU, in eval mode, and uses sdpa attention. Only safetensors are
+    The model is in fp32, on the CPU, in eval mode, and uses its family's attention. Only safetensors are
     read, no remote code is run, and the network is not used. transformers renames LayerNorm's
     legacy names `gamma` and `beta`.
 
@@ -228,8 +228,9 @@ def load_encoder(
         _check_trunk(folder, trunk)
         if not head:
             return load_masked_lm(folder, dropout=dropout, hollow=hollow)
-    config, options = _config(folder, dropout), no_pooler(folder.config.model_type)
-    model, missing = load_model(AutoModel, folder, config, hollow=hollow, attn_implementation="sdpa", **options)
+    config, options = _config(folder, dropout), dict[str, Any](no_pooler(folder.config.model_type))
+    options["attn_implementation"] = get_family_by_type(config.model_type).attention
+    model, missing = load_model(AutoModel, folder, config, hollow=hollow, **options)
     _check_trunk(folder, missing)
     return model.eval()
 
@@ -263,9 +264,9 @@ def _load_with_head(
     folder: ModelFolder, dropout: float | None, hollow: bool
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
     """Return (a masked-LM model, the weights that the folder lacks of its head, those that it lacks of its trunk)."""
-    model, missing = load_model(
-        AutoModelForMaskedLM, folder, _config(folder, dropout), hollow=hollow, attn_implementation="sdpa"
-    )
+    config = _config(folder, dropout)
+    attention = get_family_by_type(config.model_type).attention
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation=attention)
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
     return model, head, sorted(set(missing) - set(head))

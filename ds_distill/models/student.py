@@ -190,7 +190,7 @@ def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedMod
         # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
         # restore
         torch.random.default_generator.manual_seed(seed)
-        return new_model(config, head=head, attn_implementation="sdpa").float()
+        return new_model(config, head=head).float()
 
 
 def plan_student(

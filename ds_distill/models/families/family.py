@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ds_distill.utils.errors import UserError
 
@@ -85,6 +85,9 @@ class Family:
         first_position: The position of the first token, from the config.
         eps: The LayerNorm's eps where the config cannot state it, else None.
         sinusoidal: The config's key that makes positions sinusoidal, if there is one.
+        attention: The attention of transformers that the family is run with.
+        mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; or "float",
+            the same with what is added to a score.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
     """
 
@@ -100,6 +103,8 @@ class Family:
     first_position: Callable[[Any], int] = lambda config: 0
     eps: float | None = None
     sinusoidal: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    mask: Literal["bool", "float"] = "bool"
     has_pooler: bool = True
 
     def student_class(self, name: str | None = None) -> StudentClass | None:
