@@ -78,6 +78,12 @@ def force_teacher(
     Raises:
         UserError: The widths differ, a term compares something else, or the terms leave a layer's span open.
     """
+    family = get_family_by_type(student.model_type)
+    if not family.layers_stand_alone:
+        raise UserError(
+            f"{key}.teacher_forced: the layers of a {family.name} do not run one by one, since they share relative "
+            "positions; leave it out"
+        )
     ours, theirs = (get_family_by_type(config.model_type).dims(config) for config in (student, teacher))
     if ours.width != theirs.width:
         raise UserError(

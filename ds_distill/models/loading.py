@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, weight_files
+from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -51,7 +51,9 @@ def load_model(
         for file in files:
             with safe_open(file, "pt") as tensors:
                 names += tensors.keys()
-        mapping = renaming(names, empty, given)
+        family = get_family_by_type(config.model_type)
+        renames = family.head_renames(read_config(folder.path, given), names)
+        mapping = (renaming(names, empty, given) or {}) | renames
         model, info = auto.from_pretrained(
             folder.path,
             config=config,
@@ -61,7 +63,7 @@ def load_model(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            key_mapping=mapping,
+            key_mapping=mapping or None,
             **kwargs,
         )
     except (OSError, SafetensorError) as error:
@@ -197,8 +199,10 @@ def load_masked_lm(
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
     model, head, trunk = _load_with_head(folder, dropout, hollow)
     if head and not new_head and not trunk:
+        note = get_family_by_type(folder.config.model_type).head_note
         raise UserError(
-            f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}; give a ...ForMaskedLM "
+            f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}"
+            f"{f' ({note})' if note else ''}; give a ...ForMaskedLM "
             f"checkpoint, or add a head with `ds-distill pretrain --from {folder.name}`{remedy}"
         )
     _check_trunk(folder, trunk)

@@ -240,6 +240,10 @@ def plan_student(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
             "start from the teacher's layers"
         )
+    if freeze_positions and not student.has_positions(teacher):
+        raise UserError(
+            f"student.freeze_positions: this {student.name} has no position embeddings to freeze; leave it out"
+        )
     config = student_class.make_config(teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
@@ -249,6 +253,8 @@ def plan_student(
     )
     for key, value in zip(student.names.dims, narrower, strict=True):
         setattr(config, key, value)
+    if hidden != dims.width:
+        student.narrow(config, teacher)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:

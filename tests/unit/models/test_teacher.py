@@ -11,6 +11,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     CamembertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     RobertaForMaskedLM,
@@ -87,7 +89,26 @@ def tiny_camembert(layers=3):
     return tiny_roberta(layers, CamembertForMaskedLM)
 
 
-FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+def tiny_deberta(layers=3, **changes):
+    """Return a DeBERTa as v3 is: no positions and no token types, buckets of relative positions, shared projections."""
+    config = dict(
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        position_biased_input=False,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+    )
+    return randomised(DebertaV2ForMaskedLM(DebertaV2Config(**(config | changes))))
+
+
+FAMILIES = [tiny_bert, tiny_camembert, tiny_deberta, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
@@ -128,7 +149,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
 
 def test_unknown_family_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="t5.*bert, camembert, distilbert"):
+    with pytest.raises(UserError, match="t5.*bert, camembert, deberta-v2, distilbert"):
         load_masked_lm(str(tmp_path))
 
 
