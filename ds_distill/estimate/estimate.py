@@ -22,8 +22,8 @@ from ds_distill.estimate.matches import MatchCost, match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective, sites_of
-from ds_distill.models.ensemble import Ensemble, counterparts
 from ds_distill.models.attention_mask import check_keeps_apart
+from ds_distill.models.ensemble import Ensemble, counterparts
 from ds_distill.models.families import check_positions, get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import new_model
@@ -88,9 +88,7 @@ class Estimator:
         )
         for teacher in teachers:
             check_positions(teacher.config, self.length, teacher.title)
-            check_keeps_apart(
-                teacher.config, recipe.data.mode, recipe.data.attend_across_documents, teacher.title
-            )
+            check_keeps_apart(teacher.config, recipe.data.mode, recipe.data.attend_across_documents, teacher.title)
         self.layer_map = (
             None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         )

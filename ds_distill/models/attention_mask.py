@@ -18,7 +18,9 @@ def full_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
 
 
-def make_attention_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Tensor | None:
+def make_attention_mask(
+    model: PreTrainedModel, attention_mask: Tensor | None, input_ids: Tensor | None = None
+) -> Tensor | None:
     """Return the `attention_mask` that a model's encoder or layers take, see `Family.mask`.
 
     transformers asks a mask of 2 dimensions whether it is true everywhere, for which the host waits for a GPU. One of 4
@@ -28,13 +30,15 @@ def make_attention_mask(model: PreTrainedModel, attention_mask: Tensor | None) -
         model: A masked-LM model or a bare encoder.
         attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a query may see a key; None
             where all tokens are real.
+        input_ids: [B, L] int, where an encoder is to take the mask.
 
     Raises:
         ValueError: The mask is one of 4 dimensions, and the family takes one of tokens; see `check_keeps_apart`.
     """
-    if attention_mask is None:
-        return None
     kind = get_family(model).mask
+    if attention_mask is None:
+        # Without a mask transformers looks whether there is padding, for which the host waits too.
+        return torch.ones_like(input_ids) if kind == "tokens" and input_ids is not None else None
     if kind == "tokens":
         if attention_mask.dim() != 2:
             raise ValueError(f"a {get_family(model).name} takes no mask of {attention_mask.dim()} dimensions")

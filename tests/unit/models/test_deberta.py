@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, DebertaV2ForMaskedLM
 
+from ds_distill.estimate.estimate import Estimator
+from ds_distill.estimate.hardware import DEVICES
+from ds_distill.estimate.known_models import find_known_model
 from ds_distill.losses.objective import Objective
 from ds_distill.models.attention_mask import check_keeps_apart, make_attention_mask
 from ds_distill.models.families import get_family
@@ -15,7 +18,8 @@ from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_encoder, load_masked_lm, load_teacher
 from ds_distill.models.student import build_student, plan_student
 from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Losses, Match
+from ds_distill.preflight.models import check_teachers_fit
+from ds_distill.recipe import Data, Losses, Match, Recipe
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import padding_mask, randomised, tiny_bert, tiny_deberta, tokens
 
@@ -43,9 +47,8 @@ def test_parts_and_copies_of_every_kind_are_the_model(kind, mask):
     found = Teacher(model).targets(ids, mask, sites=sites)
     logits = torch.nn.functional.linear(found.decoder_input, found.decoder_weight, found.decoder_bias)
     assert torch.equal(logits, expected.logits)
-    assert [torch.equal(found.states[site], expected.hidden_states[at]) for site, at in zip(sites, (-1, 1, 0))] == [
-        True
-    ] * 3
+    for site, at in zip(sites, (-1, 1, 0), strict=True):
+        assert torch.equal(found.states[site], expected.hidden_states[at])
     student = build_student(model, init_layers=[0, 1, 2, 3]).eval()
     with torch.no_grad():
         hidden, _ = run_encoder(student, ids, mask)
@@ -148,14 +151,22 @@ def test_a_checkpoint_of_replaced_token_detection_has_no_masked_lm_head(legacy, 
     assert type(load_encoder(folder)) is type(encoder)
 
 
-def test_documents_of_a_packed_sequence_cannot_be_kept_apart():
+def test_documents_of_a_packed_sequence_cannot_be_kept_apart(tmp_path):
     config, mask = tiny_deberta().config, torch.ones(2, 1, 5, 5, dtype=torch.bool)
     with pytest.raises(
         UserError, match=r"data\.attend_across_documents = false: teacher x is a deberta-v2, .*; set it to true, or"
     ):
         check_keeps_apart(config, "packed", False, "teacher x")
-    for config_, mode, across in ((config, "packed", True), (config, "lines", False), (tiny_bert().config, "packed", 0)):
-        check_keeps_apart(config_, mode, across, "teacher x")
+    check_keeps_apart(config, "packed", True, "teacher x")
+    check_keeps_apart(config, "lines", False, "teacher x")
+    check_keeps_apart(tiny_bert().config, "packed", False, "teacher x")
+    folder = tmp_path / "teacher"
+    tiny_deberta().save_pretrained(folder)
+    recipe = Recipe(data=Data(sequence_length=16, attend_across_documents=False))
+    with pytest.raises(UserError, match=rf"attend_across_documents = false: teacher {folder} is a deberta-v2"):
+        check_teachers_fit([find_model_folder(str(folder))], recipe)
+    with pytest.raises(UserError, match=r"attend_across_documents = false: teacher .*deberta-v3-base is a deberta-v2"):
+        Estimator(recipe, [find_known_model("deberta-v3-base")], DEVICES["h100"])
     with pytest.raises(ValueError, match="deberta-v2 takes no mask of 4 dimensions"):
         make_attention_mask(tiny_deberta(), mask)
 
@@ -180,5 +191,5 @@ def test_relative_positions_learn_with_the_layers_alone():
 def test_products_of_queries_and_keys_are_not_its_attention():
     config = tiny_deberta().config
     for match in (Match(loss="attention", weight=1.0), Match(loss="relation", of="query_key", weight=1.0)):
-        with pytest.raises(UserError, match=r"match\[0\]\.of = query_key: the student is a deberta-v2, whose attention"):
+        with pytest.raises(UserError, match=r"\.of = query_key: the student is a deberta-v2, whose attention scores"):
             Objective(randomised(build_student(tiny_deberta())), Losses(match=[match]), 1, config)

@@ -1,6 +1,7 @@
 """Test families and teacher: parts add up to the model, nothing unfit loads, and nothing unfreezes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from transformers import (
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.families import get_family
+from ds_distill.models.families import FAMILIES as TABLE
+from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.loading import load_masked_lm
@@ -147,10 +149,17 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     assert len(family.get_layers(model)) == 3
 
 
-def test_unknown_family_is_named(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="t5.*bert, camembert, deberta-v2, distilbert"):
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("t5", ""), ("deberta", "; did you mean deberta-v2?"), ("albert", "; did you mean bert?"), ("xlnet", "")],
+)
+def test_unknown_family_is_named(tmp_path, given, nearest):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": given}))
+    known = f"; supported: {', '.join(TABLE)}{nearest}"
+    with pytest.raises(UserError, match=rf"model_type is '{given}'{re.escape(known)}$"):
         load_masked_lm(str(tmp_path))
+    with pytest.raises(UserError, match=rf"model_type = '{given}': not a supported encoder{re.escape(known)}$"):
+        get_family_by_type(given)
 
 
 @pytest.mark.parametrize("make", FAMILIES)
