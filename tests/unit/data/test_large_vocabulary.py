@@ -16,9 +16,8 @@ def test_a_unigram_of_256000_pieces_is_loaded_and_makes_tokens(tmp_path):
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert vocabulary_size(tokenizer) == 256_000 and tokenizer.mask_token_id == 255_999
     (tmp_path / "text.txt").write_text("\n\n".join(f"w0 w{number} w255994" for number in range(70_000, 70_200)))
-    manifest = prepare(
-        [str(tmp_path / "text.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.1, workers=1
-    )
+    settings = {"sequence_length": 16, "heldout_fraction": 0.1, "seed": 0, "workers": 1}
+    manifest = prepare([str(tmp_path / "text.txt")], tokenizer, tmp_path / "out", **settings)
     store = TokenDataset.open(tmp_path / "out", "train")
     ids = np.concatenate([store.sequence(number) for number in range(len(store))])
     assert manifest["vocab_size"] == 256_000 and ids.dtype == np.uint32

@@ -217,8 +217,11 @@ def test_live_bytes_of_the_loss():
 
 
 def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
-    """Measured on a CPU: the logits of both models alone would take 614 MB."""
-    rows, width, vocabulary = 300, 32, 256_000
+    """Measured on a CPU, where the logits of both models alone would take 512 MB.
+
+    The copy of the masked rows, 15 % of a chunk, and that of the weight's gradient are left to the margin.
+    """
+    rows, width, vocabulary = 250, 16, 256_000
     config = BertConfig(
         vocab_size=vocabulary, hidden_size=width, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
@@ -227,7 +230,7 @@ def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
     settings = dict(length=rows, stage=0, ranks=1, dtype=torch.float32, accumulation=1, activations=0, device="cpu")
     said = estimate_memory(student, 0.0, Training(micro_batch_size=1), **settings).loss
     assert live_bytes(rows, vocabulary, 4, "cpu") == said - 4 * width * (rows + vocabulary) < 300e6
-    ids = torch.arange(rows)
+    labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
     hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
     taught = torch.randn(rows, width), torch.randn(vocabulary, width), None
 
@@ -238,7 +241,7 @@ def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
             None,
             taught[0][:count],
             *taught[1:],
-            ids[:count],
+            labels[:count],
             temperature=2.0,
             kl_weight=1.0,
             mlm_weight=1.0,
@@ -247,7 +250,7 @@ def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
 
     step(1)  # lets the libraries allocate their own buffers, and the gradients
     release_workspace()
-    assert 0.5 * said < peak_bytes(step, torch.device("cpu")) < 1.25 * said
+    assert 0.5 * said < peak_bytes(step, torch.device("cpu")) < 1.25 * said < 400e6
     for device in ("cpu", "cuda"):  # in 16 bit, at the batch of a GPU
         assert live_bytes(32_768, vocabulary, 2, device, "triton") <= LIVE_BYTES[device]
 
