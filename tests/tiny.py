@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     CamembertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2Tokenizer,
     DistilBertConfig,
     DistilBertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -21,7 +25,7 @@ from transformers import (
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "roberta", "xlm-roberta")
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -60,16 +64,26 @@ def byte_level_tokenizer(folder: Path) -> None:
     RobertaTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512).save_pretrained(folder)
 
 
-def sentencepiece_tokenizer(folder: Path) -> None:
-    """Train XLM-R's kind: Unigram over text in which spaces are characters."""
-    marks = ["<s>", "<pad>", "</s>", "<unk>"]
+def train_unigram(marks: list[str], unknown: str) -> Tokenizer:
+    """Train a Unigram over text in which spaces are characters; the marks have the first ids."""
     trained = Tokenizer(models.Unigram())
     trained.normalizer = normalizers.NFKC()
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=[*marks, "<mask>"], unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=marks, unk_token=unknown, show_progress=False)
     trained.train_from_iterator(SAMPLE.read_text().splitlines(), trainer)
+    return trained
+
+
+def deberta_tokenizer(folder: Path) -> None:
+    """Train DeBERTa's kind: a Unigram with marks of its own, whose mask comes after all pieces."""
+    trained = train_unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[UNK]")
+    pieces = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
+    DebertaV2Tokenizer(vocab=pieces, model_max_length=512).save_pretrained(folder)
+
+
+def sentencepiece_tokenizer(folder: Path) -> None:
+    """Train XLM-R's kind: a Unigram with RoBERTa's marks."""
+    trained = train_unigram(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "<unk>")
     trained.decoder = decoders.Metaspace()
     trained.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -93,6 +107,21 @@ def save_encoder(family: str, folder: Path) -> Path:
             BertForMaskedLM(bert)
             if family == "bert"
             else DistilBertForMaskedLM(DistilBertConfig(vocab_size=size, max_position_embeddings=POSITIONS, **smaller))
+        )
+    elif family == "deberta-v2":
+        deberta_tokenizer(folder)
+        model = DebertaV2ForMaskedLM(
+            DebertaV2Config(
+                vocab_size=1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values()),
+                max_position_embeddings=POSITIONS,
+                position_biased_input=False,
+                relative_attention=True,
+                position_buckets=16,
+                norm_rel_ebd="layer_norm",
+                share_att_key=True,
+                pos_att_type=["p2c", "c2p"],
+                **SIZES,
+            )
         )
     else:
         (byte_level_tokenizer if family == "roberta" else sentencepiece_tokenizer)(folder)

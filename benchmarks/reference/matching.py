@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 PROJECTIONS = {
-    "query": ("query", "q_lin"),
-    "key": ("key", "k_lin"),
-    "value": ("value", "v_lin"),
+    "query": ("query", "q_lin", "query_proj"),
+    "key": ("key", "k_lin", "key_proj"),
+    "value": ("value", "v_lin", "value_proj"),
 }
 
 
@@ -19,7 +19,7 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     """Return what lies inside a model, by quantity and layer: hidden, embeddings, query, key, value; each [B, L, H].
 
     Args:
-        model: A Hugging Face masked-LM model of BERT's or DistilBERT's kind.
+        model: A Hugging Face masked-LM model of BERT's, DistilBERT's or DeBERTa's kind.
         input_ids: [B, L] int64.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None.
     """
@@ -33,6 +33,8 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     outputs = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     for hook in hooks:
         hook.remove()
+    # DeBERTa projects its relative positions with the same modules, as one row
+    states = {name: [x for x in found if x.shape[:2] == input_ids.shape] for name, found in states.items()}
     return states | {"embeddings": [outputs.hidden_states[0]], "hidden": list(outputs.hidden_states[1:])}
 
 

@@ -21,8 +21,8 @@ class Match:
             between tokens) or attention (the squared error of attention scores before softmax, as TinyBERT's).
         of: What to compare, one or a list. For cosine and mse: "hidden", the hidden states after a layer (the
             default), and "embeddings", the output of the embeddings. For relation: the relations of "query", "key"
-            and "value" vectors with themselves (all three by default), and "query_key", the attention maps. For
-            attention: "query_key" (the default).
+            and "value" vectors with themselves (all three by default), and "query_key", the attention maps (not of a
+            DeBERTa, whose attention is not query · key alone). For attention: "query_key" (the default).
         layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
             initialized from), "span_ends" (with the last of the teacher's layers that it stands for, the one before
             that of the next student layer), "uniform" (TinyBERT's g(m): of each of the teacher's equal groups of

@@ -22,6 +22,7 @@ from ds_distill.estimate.matches import MatchCost, match_cost
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective, sites_of
+from ds_distill.models.attention_mask import check_keeps_apart
 from ds_distill.models.ensemble import Ensemble, counterparts
 from ds_distill.models.families import check_positions, get_family
 from ds_distill.models.folder import ModelFolder
@@ -87,6 +88,7 @@ class Estimator:
         )
         for teacher in teachers:
             check_positions(teacher.config, self.length, teacher.title)
+            check_keeps_apart(teacher.config, recipe.data.mode, recipe.data.attend_across_documents, teacher.title)
         self.layer_map = (
             None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         )
@@ -149,9 +151,7 @@ class Estimator:
                 model = new_model(config, head=logits).float().eval()
                 sites = self.sites if not teachers else counterparts(self.averaged, self.configs[0], config)
                 teachers.append(needed_part(model, sites, head=logits) if self.uses_teacher else model)
-            student_model = (
-                new_model(student, head=self.recipe.need_vocabulary, attn_implementation="sdpa").float().train()
-            )
+            student_model = new_model(student, head=self.recipe.need_vocabulary).float().train()
         if self.recipe.training.gradient_checkpointing:
             student_model.gradient_checkpointing_enable()
         return teachers, student_model

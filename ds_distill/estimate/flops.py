@@ -43,7 +43,8 @@ def forward_flops_per_token(
     encoder, head = linear_shapes(config)
     dims = get_family_by_type(config.model_type).dims(config)
     share = 1.0 if layers is None else layers / dims.depth
-    scores_and_values = 2 * dims.depth * length * dims.width
+    seen = 2 * length + get_family_by_type(config.model_type).position_rows(config)  # keys, values, positions
+    scores_and_values = dims.depth * seen * dims.width
     return 2.0 * (share * (_products(encoder) + scores_and_values) + projected * _products(head))
 
 

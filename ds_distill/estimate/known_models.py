@@ -48,6 +48,24 @@ _XLM_ROBERTA_BASE: Final[dict[str, Any]] = _ROBERTA_BASE | {
     "architectures": ["XLMRobertaForMaskedLM"],
     "vocab_size": 250_002,
 }
+# Their published files have no masked-LM head.
+_DEBERTA_V3_BASE: Final[dict[str, Any]] = {
+    "model_type": "deberta-v2",
+    "architectures": ["DebertaV2Model"],
+    "vocab_size": 128_100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "position_biased_input": False,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+}
 _DISTILBERT: Final[dict[str, Any]] = {
     "model_type": "distilbert",
     "architectures": ["DistilBertForMaskedLM"],
@@ -84,6 +102,14 @@ KNOWN_MODELS: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "FacebookAI/xlm-roberta-large": (_XLM_ROBERTA_BASE | _LARGE, 560_142_482),
     "almanach/camembert-base": (_CAMEMBERT_BASE, 110_655_493),
     "almanach/camembert-large": (_CAMEMBERT_BASE | _LARGE, 336_695_557),
+    "microsoft/deberta-v3-xsmall": (
+        _DEBERTA_V3_BASE | {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+        70_958_820,
+    ),
+    "microsoft/deberta-v3-small": (_DEBERTA_V3_BASE | {"num_hidden_layers": 6}, 142_024_548),
+    "microsoft/deberta-v3-base": (_DEBERTA_V3_BASE, 184_551_780),
+    "microsoft/deberta-v3-large": (_DEBERTA_V3_BASE | _LARGE, 435_191_908),
+    "microsoft/mdeberta-v3-base": (_DEBERTA_V3_BASE | {"vocab_size": 251_000}, 279_061_880),
     "microsoft/MiniLM-L12-H384-uncased": (_MINILM, 33_391_290),
     "microsoft/Multilingual-MiniLM-L12-H384": (_MULTILINGUAL_MINILM, 117_904_565),
     "sentence-transformers/all-MiniLM-L6-v2": (_MINILM | {"num_hidden_layers": 6}, 22_744_506),

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ds_distill.kernels.fused_linear import live_bytes, padded_vocab_size
 from ds_distill.models.families import get_family
+from ds_distill.models.intermediates import run_encoder
 from ds_distill.recipe import Training
 
 GIB = 2**30
@@ -159,7 +160,7 @@ def activation_bytes_fit(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             attention,
         ):
-            hidden = family.get_encoder(student)(input_ids=ids, attention_mask=None).last_hidden_state
+            hidden, _ = run_encoder(student, ids, None)
             head = family.mlm_transform(student, hidden) if family.has_head(student) else None
         counted.append(sum(saved.values()))
         del hidden, head

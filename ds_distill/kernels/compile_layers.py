@@ -24,7 +24,8 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     # after eight variants
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if device.type == "cpu":
-        model.set_attn_implementation(_NAME)
+        if get_family(model).attention == "sdpa":  # others write it out themselves
+            model.set_attn_implementation(_NAME)
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):

@@ -53,6 +53,11 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
                 f"{key}.of = {', '.join(match.quantities)}: the {who} is a {family.name}, which gives only "
                 f"{' and '.join(HIDDEN)}; give {key}.loss = cosine or mse"
             )
+        if "query_key" in match.quantities and family.scores_positions:
+            raise UserError(
+                f"{key}.of = query_key: the {who} is a {family.name}, whose attention scores have terms of relative "
+                f"positions besides query · key; give {key}.loss = relation with of = query, key or value"
+            )
 
 
 def resolve_heads(match: Match, student: Dims, teachers: Sequence[Dims], key: str) -> int:

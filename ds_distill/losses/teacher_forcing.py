@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from ds_distill.models.attention_mask import make_attention_mask
 from ds_distill.models.families import get_family, get_family_by_type
-from ds_distill.models.intermediates import EMBEDDINGS, LAST, Site, full_mask
+from ds_distill.models.intermediates import EMBEDDINGS, LAST, Site
 from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TeacherForcing:
         """
         layers = get_family(model).get_layers(model)
         options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        mask, dtype = full_mask(attention_mask), next(model.parameters()).dtype
+        mask, dtype = make_attention_mask(model, attention_mask), next(model.parameters()).dtype
         return {
             Site("hidden", LAST if layer == self._last else layer): layers[layer](
                 teacher[site].to(dtype), mask, **options
@@ -77,6 +78,12 @@ def force_teacher(
     Raises:
         UserError: The widths differ, a term compares something else, or the terms leave a layer's span open.
     """
+    family = get_family_by_type(student.model_type)
+    if not family.layers_stand_alone:
+        raise UserError(
+            f"{key}.teacher_forced: the layers of a {family.name} do not run one by one, since they share relative "
+            "positions; leave it out"
+        )
     ours, theirs = (get_family_by_type(config.model_type).dims(config) for config in (student, teacher))
     if ours.width != theirs.width:
         raise UserError(

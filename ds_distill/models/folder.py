@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_distill.models.families import FAMILIES, get_family_by_type
+from ds_distill.models.families import FAMILIES, get_family_by_type, supported
 from ds_distill.run_folder import find_model
 from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError, expand_user
@@ -215,7 +215,7 @@ def read_config(folder: Path, given: str) -> dict:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{given}: config.json is not a JSON object ({error}); save the model again") from None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"{given}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
+        raise UserError(f"{given}: model_type is {model_type!r}{supported(model_type)}")
     if config.get("quantization_config") is not None:
         raise UserError(
             f"{given}: the weights are quantized (quantization_config in config.json); give the model in fp32 or 16 bit"
@@ -243,6 +243,7 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         family = get_family_by_type(model_type)
+        family.standardize(config)
         if not all(isinstance(number, int) for number in (family.positions(config), *family.dims(config)[:4])):
             raise ValueError("its sizes are not whole numbers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:

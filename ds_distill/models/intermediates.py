@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ds_distill.models.attention_mask import make_attention_mask
 from ds_distill.models.families import get_family
 from ds_distill.models.recorder import Recorder
 
@@ -30,18 +31,6 @@ class Site(NamedTuple):
 LAST_HIDDEN = Site("hidden", LAST)
 HIDDEN = ("hidden", "embeddings")
 EMBEDDINGS = Site("embeddings", 0)
-
-
-def full_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """Return a mask of 4 dimensions, [B, 1, L, L] bool, for one of 2.
-
-    transformers asks a mask of 2 dimensions whether it is true everywhere, for which the host waits for a GPU. One of 4
-    dimensions it takes as it is.
-    """
-    if attention_mask is None or attention_mask.dim() != 2:
-        return attention_mask
-    length = attention_mask.shape[1]
-    return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
 
 
 def run_encoder(
@@ -69,7 +58,7 @@ def run_encoder(
     with Recorder(model, [site for site in sites if site not in hidden]) as recorder:
         output = get_family(model).get_encoder(model)(
             input_ids=input_ids,
-            attention_mask=full_mask(attention_mask),
+            attention_mask=make_attention_mask(model, attention_mask, input_ids),
             **options,
             **({"output_hidden_states": within} if within else {}),
         )

@@ -19,8 +19,9 @@ def freeze_unreached(model: PreTrainedModel, highest: int, *, head: bool) -> Non
         highest: The highest layer, from 0, of which a term looks at something; -1 for none.
         head: Whether a term looks at logits.
     """
+    shared = {id(parameter) for parameter in _shared_by_layers(model)} if highest < 0 else set()
     for part, parameter in _by_part(model):
-        if part > highest if isinstance(part, int) else part == "head" and not head:
+        if (part > highest if isinstance(part, int) else part == "head" and not head) or id(parameter) in shared:
             parameter.requires_grad_(False)
 
 
@@ -62,3 +63,13 @@ def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]
     encoder = {id(parameter) for parameter in family.get_encoder(model).parameters()}
     for parameter in model.parameters():
         yield layer_of.get(id(parameter), "embeddings" if id(parameter) in encoder else "head"), parameter
+
+
+def _shared_by_layers(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """Yield the parameters beside the layers, of which only these make use: the relative positions of a DeBERTa."""
+    family = get_family(model)
+    parent, _, name = family.layers.removeprefix(f"{family.encoder}.").rpartition(".")
+    if parent:
+        for own, module in family.get_encoder(model).get_submodule(parent).named_children():
+            if own != name:
+                yield from module.parameters()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, weight_files
+from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -51,7 +51,9 @@ def load_model(
         for file in files:
             with safe_open(file, "pt") as tensors:
                 names += tensors.keys()
-        mapping = renaming(names, empty, given)
+        family = get_family_by_type(config.model_type)
+        renames = family.head_renames(read_config(folder.path, given), names)
+        mapping = (renaming(names, empty, given) or {}) | renames
         model, info = auto.from_pretrained(
             folder.path,
             config=config,
@@ -61,7 +63,7 @@ def load_model(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            key_mapping=mapping,
+            key_mapping=mapping or None,
             **kwargs,
         )
     except (OSError, SafetensorError) as error:
@@ -154,17 +156,17 @@ def no_pooler(model_type: str) -> dict[str, bool]:
     return {"add_pooling_layer": False} if get_family_by_type(model_type).has_pooler else {}
 
 
-def new_model(config: PretrainedConfig, *, head: bool, **options: Any) -> PreTrainedModel:
+def new_model(config: PretrainedConfig, *, head: bool) -> PreTrainedModel:
     """Return a model with random weights: a masked-LM model, or without a head the bare encoder, without a pooler.
 
     Args:
         config: The model's config.
         head: Whether it has a masked-LM head.
-        **options: Further arguments of transformers' from_config.
     """
+    attention = get_family_by_type(config.model_type).attention
     if head:
-        return AutoModelForMaskedLM.from_config(config, **options)
-    return AutoModel.from_config(config, **options, **no_pooler(config.model_type))
+        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    return AutoModel.from_config(config, attn_implementation=attention, **no_pooler(config.model_type))
 
 
 def load_masked_lm(
@@ -177,7 +179,7 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
-    The model is in fp32, on the CPU, in eval mode, and uses sdpa attention. Only safetensors are
+    The model is in fp32, on the CPU, in eval mode, and uses its family's attention. Only safetensors are
     read, no remote code is run, and the network is not used. transformers renames LayerNorm's
     legacy names `gamma` and `beta`.
 
@@ -197,8 +199,10 @@ def load_masked_lm(
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
     model, head, trunk = _load_with_head(folder, dropout, hollow)
     if head and not new_head and not trunk:
+        note = get_family_by_type(folder.config.model_type).head_note
         raise UserError(
-            f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}; give a ...ForMaskedLM "
+            f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}"
+            f"{f' ({note})' if note else ''}; give a ...ForMaskedLM "
             f"checkpoint, or add a head with `ds-distill pretrain --from {folder.name}`{remedy}"
         )
     _check_trunk(folder, trunk)
@@ -228,8 +232,9 @@ def load_encoder(
         _check_trunk(folder, trunk)
         if not head:
             return load_masked_lm(folder, dropout=dropout, hollow=hollow)
-    config, options = _config(folder, dropout), no_pooler(folder.config.model_type)
-    model, missing = load_model(AutoModel, folder, config, hollow=hollow, attn_implementation="sdpa", **options)
+    config, options = _config(folder, dropout), dict[str, Any](no_pooler(folder.config.model_type))
+    options["attn_implementation"] = get_family_by_type(config.model_type).attention
+    model, missing = load_model(AutoModel, folder, config, hollow=hollow, **options)
     _check_trunk(folder, missing)
     return model.eval()
 
@@ -263,9 +268,9 @@ def _load_with_head(
     folder: ModelFolder, dropout: float | None, hollow: bool
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
     """Return (a masked-LM model, the weights that the folder lacks of its head, those that it lacks of its trunk)."""
-    model, missing = load_model(
-        AutoModelForMaskedLM, folder, _config(folder, dropout), hollow=hollow, attn_implementation="sdpa"
-    )
+    config = _config(folder, dropout)
+    attention = get_family_by_type(config.model_type).attention
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation=attention)
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
     return model, head, sorted(set(missing) - set(head))

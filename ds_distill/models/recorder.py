@@ -68,8 +68,10 @@ class _Slot:
 
 
 def _keep(module: Any, inputs: Any, output: Tensor) -> None:
-    if module.recording_slot.records:
-        module.recording_slot.output = output
+    slot = module.recording_slot
+    # DeBERTa runs the projections of tokens on its relative positions too, afterwards.
+    if slot.records and slot.output is None:
+        slot.output = output
 
 
 def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:

@@ -190,7 +190,7 @@ def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedMod
         # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
         # restore
         torch.random.default_generator.manual_seed(seed)
-        return new_model(config, head=head, attn_implementation="sdpa").float()
+        return new_model(config, head=head).float()
 
 
 def plan_student(
@@ -240,6 +240,10 @@ def plan_student(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
             "start from the teacher's layers"
         )
+    if freeze_positions and not student.has_positions(teacher):
+        raise UserError(
+            f"student.freeze_positions: this {student.name} has no position embeddings to freeze; leave it out"
+        )
     config = student_class.make_config(teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
@@ -249,6 +253,8 @@ def plan_student(
     )
     for key, value in zip(student.names.dims, narrower, strict=True):
         setattr(config, key, value)
+    if hidden != dims.width:
+        student.narrow(config, teacher)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:

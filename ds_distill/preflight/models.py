@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.losses.terms import make_matches
+from ds_distill.models.attention_mask import check_keeps_apart
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
@@ -129,14 +130,16 @@ def warn_if_teachers_unfit(teachers: Sequence[ModelFolder], recipe: Recipe, toke
 
 
 def check_reads_tokens(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
-    """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
+    """Raise UserError where a model cannot read the tokens as the recipe asks: prepared ones, or a tokenizer's.
 
     Args:
         folder: The model.
-        recipe: The recipe, which has the sequence length.
+        recipe: The recipe.
         tokens: The prepared tokens, or None where there are none yet.
         tokenizer: The folder of the tokenizer that will make them.
     """
+    data = recipe.data
+    check_keeps_apart(folder.config, data.mode, data.attend_across_documents, folder.title)
     if tokens:
         check_fits_prepared_tokens(TokenDataset.open(tokens, "train"), folder)
         return

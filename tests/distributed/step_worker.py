@@ -1,7 +1,7 @@
 """Compare the engine's step with benchmarks/reference/recipe.py on one rank, case after case.
 
 Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
-{"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto",
+{"deepspeed": name in ds_configs/deepspeed, "family": "bert", "dtype": "float32", "optimizer": "auto",
 "accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": []}
 
 "clean" has the numbers of the sequences that are not masked.
@@ -20,7 +20,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedModel
 
 from benchmarks.reference.recipe import reference_losses, reference_step
 from ds_distill.deepspeed_fixes import batch_gradient_copies
@@ -53,21 +53,31 @@ def batches(clean=()):
         yield ids, torch.where(masked, ids, -100), mask
 
 
-def random_bert() -> BertForMaskedLM:
-    """The same every time, every parameter random."""
+def random_encoder(family: str) -> PreTrainedModel:
+    """The same every time, every parameter random; of a DeBERTa all layers share relative positions."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=LENGTH,
-    )
-    bert = BertForMaskedLM(config)
-    for parameter in bert.parameters():
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": LENGTH,
+    }
+    of_deberta = {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+    }
+    if family == "deberta-v2":
+        model = DebertaV2ForMaskedLM(DebertaV2Config(**sizes, **of_deberta))
+    else:
+        model = BertForMaskedLM(BertConfig(**sizes))
+    for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)
-    return bert
+    return model
 
 
 def relative(actual: dict, other: dict) -> float:
@@ -94,9 +104,9 @@ def fp16_on_a_cpu():
 
 
 def run_case(what: dict, rank: int, world: int) -> None:
-    bert = random_bert()
+    bert = random_encoder(what.get("family", "bert"))
     # a sharp teacher: at a KL of 0.001 nats fp32's own rounding would be the difference
-    bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
+    bert.get_input_embeddings().weight.data.mul_(5)
     teacher = Teacher(bert)
     before, clean = teacher.fingerprint(), what.get("clean", [])
     looked_at = [row for row in range(GLOBAL) if row not in clean]
@@ -132,7 +142,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         if what.get("compiled"):
             frozen = Teacher(copy.deepcopy(teacher.model))
             compile_step(objective, frozen, torch.device("cpu"))
-        assert isinstance(objective.model.vocab_projector, VocabularyProjection)
+        assert isinstance(objective.family.get_decoder(objective.model), VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
         engine = Engine(

@@ -18,6 +18,7 @@ OPTIONS = [
     {"deepspeed": "zero0", "freeze": True},
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
+    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in range(4)),
     # with one sequence per micro-batch, a rank has steps without a masked sequence
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in range(4)),
 ]

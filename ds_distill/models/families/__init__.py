@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
+from ds_distill.models.families.deberta import DEBERTA_V2
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (BERT, CAMEMBERT, DEBERTA_V2, DISTILBERT, ROBERTA, XLM_ROBERTA)
+}
 
 
 def get_family(model: PreTrainedModel) -> Family:
@@ -48,8 +51,14 @@ def get_input_names(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
 def get_family_by_type(model_type: str | None) -> Family:
     """Return the family of a `config.model_type`; raise UserError for one that is not in the table."""
     if model_type not in FAMILIES:
-        raise UserError(f"model_type = {model_type!r}: not a supported encoder; use one of: {', '.join(FAMILIES)}")
+        raise UserError(f"model_type = {model_type!r}: not a supported encoder{supported(model_type)}")
     return FAMILIES[model_type]
+
+
+def supported(model_type: object) -> str:
+    """Return the end of an error about an encoder that is not in the table: those that are, and the nearest by name."""
+    nearest = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
+    return f"; supported: {', '.join(FAMILIES)}{nearest}"
 
 
 def check_positions(config, length: int, what: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ds_distill.utils.errors import UserError
 
@@ -85,7 +85,22 @@ class Family:
         first_position: The position of the first token, from the config.
         eps: The LayerNorm's eps where the config cannot state it, else None.
         sinusoidal: The config's key that makes positions sinusoidal, if there is one.
+        attention: The attention of transformers that the family is run with.
+        mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; "float",
+            the same with what is added to a score; or "tokens", [B, L], true on real tokens, with which the documents
+            of a packed sequence cannot be kept apart.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
+        has_positions: Whether a model of a config has position embeddings, which a student can freeze.
+        scores_positions: Whether attention scores have terms of positions besides query · key, so that a loss between
+            products of queries and keys would compare something else than attention.
+        layers_stand_alone: Whether a layer computes from hidden states and a mask alone.
+        position_rows: From the config, with how many vectors of positions each token is multiplied in each layer.
+        standardize: Brings the config of a folder into the form that the paths are for, in place.
+        narrow: (student's config, teacher's config): adapts, in place, the sizes beyond those of `Dims` to the
+            student's width.
+        head_renames: (config.json's content, names in the files) → patterns of names of the masked-LM head's weights in
+            the files, and what the model calls them.
+        head_note: What to know where a checkpoint of the family has no masked-LM head, for errors.
     """
 
     name: str
@@ -100,7 +115,17 @@ class Family:
     first_position: Callable[[Any], int] = lambda config: 0
     eps: float | None = None
     sinusoidal: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    mask: Literal["bool", "float", "tokens"] = "bool"
     has_pooler: bool = True
+    has_positions: Callable[[Any], bool] = lambda config: True
+    scores_positions: bool = False
+    layers_stand_alone: bool = True
+    position_rows: Callable[[Any], int] = lambda config: 0
+    standardize: Callable[[Any], None] = lambda config: None
+    narrow: Callable[[Any, Any], None] = lambda student, teacher: None
+    head_renames: Callable[[Mapping[str, Any], Sequence[str]], dict[str, str]] = lambda config, names: {}
+    head_note: str = ""
 
     def student_class(self, name: str | None = None) -> StudentClass | None:
         """Return the class of a student of the family `name`, by default the usual one; None for the teacher's own.

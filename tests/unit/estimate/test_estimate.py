@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
+from benchmarks.harness.machine import peak_bytes
 from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.flops import flops_per_token, forward_flops_per_token
 from ds_distill.estimate.hardware import DEVICES, H100_SMALL
@@ -15,7 +17,12 @@ from ds_distill.estimate.known_models import find_known_model
 from ds_distill.estimate.matches import MatchCost, match_cost
 from ds_distill.estimate.memory import activation_bytes, activation_bytes_fit, estimate_memory
 from ds_distill.estimate.plan import plan
-from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
+from ds_distill.kernels.fused_linear import (
+    LIVE_BYTES,
+    fused_linear_distillation_loss,
+    live_bytes,
+    release_workspace,
+)
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Data, Losses, Match, Recipe, Stage, Student, Training
@@ -23,7 +30,7 @@ from ds_distill.training.trainer import explain_training_memory
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 from tests.start import ROOT
-from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
+from tests.unit.models.test_teacher import tiny_bert, tiny_deberta, tiny_roberta
 
 
 def test_flops_of_the_papers_models():
@@ -92,13 +99,30 @@ def test_activations_grow_with_sequences_and_checkpointing_drops_them():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_activations_are_counted_without_weights(dropout):
+@pytest.mark.parametrize("make", [tiny_bert, tiny_deberta])
+def test_activations_are_counted_without_weights(make, dropout):
     """On the meta device as many bytes are counted as real models keep, whose attention is fused without dropout."""
-    student = build_student(tiny_bert(4), dropout=dropout)
+    student = build_student(make(4), dropout=dropout)
     real = activation_bytes_fit(student, 16, torch.float32, torch.device("cpu"))
     student = student.to("meta")
     shapes = activation_bytes_fit(student, 16, torch.float32, torch.device("meta"), fused_attention=not dropout)
     assert shapes == real
+
+
+def test_what_grows_with_the_square_of_the_length_is_counted_for_relative_positions():
+    """Each layer keeps, head by head, the softmax of the scores and the rows of both gathers, also on a GPU."""
+
+    def square(length: int) -> float:
+        student = build_student(tiny_deberta(4, max_position_embeddings=64), dropout=0.0).to("meta")
+        return activation_bytes_fit(student, length, torch.float32, torch.device("meta"), fused_attention=True)[1]
+
+    # the second difference is that of L²: 2 layers, 4 heads, 4 bytes
+    second = square(48) - 2 * square(32) + square(16)
+    assert second / (2 * 16**2) >= 2 * 4 * 4
+    length, h, inner, v, span = 128, 768, 3072, 128_100, 256
+    teacher = find_known_model("deberta-v3-base").config
+    layer = 4 * h * h + 2 * h * inner + 2 * length * h + 2 * (2 * span) * h
+    assert forward_flops_per_token(teacher, length) == 2 * (12 * layer + h * h + h * v)
 
 
 def test_memory_of_a_step_is_what_an_h100_took():
@@ -190,6 +214,45 @@ def test_live_bytes_of_the_loss():
     assert live_bytes(16_384, 30_522, 2, "cuda", "triton") == 2432 * 30_528 * 10
     for size in (2, 4):
         assert 0.9 * LIVE_BYTES["cpu"] < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES["cpu"]
+
+
+def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
+    """Measured on a CPU, where the logits of both models alone would take 512 MB.
+
+    The copy of the masked rows, 15 % of a chunk, and that of the weight's gradient are left to the margin.
+    """
+    rows, width, vocabulary = 250, 16, 256_000
+    config = BertConfig(
+        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    with torch.device("meta"):
+        student = BertForMaskedLM(config)
+    settings = dict(length=rows, stage=0, ranks=1, dtype=torch.float32, accumulation=1, activations=0, device="cpu")
+    said = estimate_memory(student, 0.0, Training(micro_batch_size=1), **settings).loss
+    assert live_bytes(rows, vocabulary, 4, "cpu") == said - 4 * width * (rows + vocabulary) < 300e6
+    labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
+    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
+    taught = torch.randn(rows, width), torch.randn(vocabulary, width), None
+
+    def step(count: int = rows) -> None:
+        loss, *_ = fused_linear_distillation_loss(
+            hidden[:count],
+            weight,
+            None,
+            taught[0][:count],
+            *taught[1:],
+            labels[:count],
+            temperature=2.0,
+            kl_weight=1.0,
+            mlm_weight=1.0,
+        )
+        loss.backward()
+
+    step(1)  # lets the libraries allocate their own buffers, and the gradients
+    release_workspace()
+    assert 0.5 * said < peak_bytes(step, torch.device("cpu")) < 1.25 * said < 400e6
+    for device in ("cpu", "cuda"):  # in 16 bit, at the batch of a GPU
+        assert live_bytes(32_768, vocabulary, 2, device, "triton") <= LIVE_BYTES[device]
 
 
 def test_out_of_memory_says_what_to_lower():

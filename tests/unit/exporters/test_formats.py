@@ -31,6 +31,7 @@ from ds_distill.exporters.parity import SAMPLE, compare, text_batches, torch_run
 from ds_distill.exporters.task_score import dev_score
 from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,25 @@ def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, nam
         assert error < (1e-5 if FORMATS[name].exact else 0.05)
         if not FORMATS[name].exact:
             assert error > 1e-5, "not quantized at all"
+
+
+@pytest.mark.long
+def test_relative_positions_are_right_at_every_length(tmp_path):
+    """Also beyond the length of the sequences that were traced."""
+    model = save_encoder("deberta-v2", tmp_path / "model")
+    names = [name for name in FORMATS if not FORMATS[name].unavailable_reason()]
+    export_formats(str(model), names, tmp_path / "out", text=[])
+    source = load_source(str(model))
+    for name in names:
+        run = FORMATS[name].load(tmp_path / "out" / FORMATS[name].file)
+        for length in (1, 7, 20, 64):
+            ids = np.random.default_rng(0).integers(5, 290, (2, length))
+            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            inputs["attention_mask"][1, 1 + length // 2 :] = 0
+            actual, expected = run(inputs)[0], torch_runner(source)(inputs)[0]
+            real = inputs["attention_mask"] == 1
+            error = np.abs(actual - expected)[real].max() / np.abs(expected)[real].max()
+            assert error < (1e-5 if FORMATS[name].exact else 0.05), (name, length)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -11,10 +11,11 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
 from ds_distill.kernels.prepacked_linear import _PACKED, prepack_linears
-from ds_distill.models.intermediates import LAST_HIDDEN
+from ds_distill.models.intermediates import LAST_HIDDEN, run_encoder
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.compile import compile_unavailable_reason
+from tests.unit.models.test_teacher import padding_mask, tiny_deberta, tokens
 
 CPU = torch.device("cpu")
 
@@ -94,6 +95,20 @@ def test_compiled_blocks_compute_what_the_models_own_do():
             for expected, actual in zip(*outputs, strict=True):
                 torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
         assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
+
+
+def test_compiled_blocks_of_a_family_with_attention_of_its_own():
+    needs_compile()
+    ids, mask = tokens(), padding_mask()
+    reference = build_student(tiny_deberta(2), init_layers=[1], dropout=0.0).double().train()
+    compiled, outputs = copy.deepcopy(reference), []
+    compile_layers(compiled, CPU)
+    for model in (reference, compiled):
+        hidden, _ = run_encoder(model, ids, mask)
+        hidden[mask].sin().sum().backward()
+        outputs.append([hidden[mask].detach(), *(p.grad for p in model.base_model.parameters())])
+    for expected, actual in zip(*outputs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])

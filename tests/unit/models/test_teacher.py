@@ -1,6 +1,7 @@
 """Test families and teacher: parts add up to the model, nothing unfit loads, and nothing unfreezes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     CamembertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     RobertaForMaskedLM,
@@ -20,7 +23,8 @@ from transformers import (
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.families import get_family
+from ds_distill.models.families import FAMILIES as TABLE
+from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.loading import load_masked_lm
@@ -87,7 +91,26 @@ def tiny_camembert(layers=3):
     return tiny_roberta(layers, CamembertForMaskedLM)
 
 
-FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+def tiny_deberta(layers=3, **changes):
+    """Return a DeBERTa as v3 is: no positions and no token types, buckets of relative positions, shared projections."""
+    config = dict(
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        position_biased_input=False,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+    )
+    return randomised(DebertaV2ForMaskedLM(DebertaV2Config(**(config | changes))))
+
+
+FAMILIES = [tiny_bert, tiny_camembert, tiny_deberta, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
@@ -126,10 +149,22 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     assert len(family.get_layers(model)) == 3
 
 
-def test_unknown_family_is_named(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="t5.*bert, camembert, distilbert"):
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("t5", ""),
+        ("deberta", "; did you mean deberta-v2?"),
+        ("albert", "; did you mean bert?"),
+        ("xlnet", "; did you mean xlm-roberta?"),
+    ],
+)
+def test_unknown_family_is_named(tmp_path, given, nearest):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": given}))
+    known = re.escape(f"; supported: {', '.join(TABLE)}{nearest}")
+    with pytest.raises(UserError, match=rf"model_type is '{given}'{known}$"):
         load_masked_lm(str(tmp_path))
+    with pytest.raises(UserError, match=rf"model_type = '{given}': not a supported encoder{known}$"):
+        get_family_by_type(given)
 
 
 @pytest.mark.parametrize("make", FAMILIES)

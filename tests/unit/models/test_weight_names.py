@@ -23,8 +23,10 @@ WRAPPERS = {
     "all compiled": lambda name: "_orig_mod." + re.sub(LAYER, r"\1_orig_mod.", name),
     "sharded, in checkpoints": lambda name: (
         "_fsdp_wrapped_module."
-        + re.sub(LAYER, r"\1_fsdp_wrapped_module._checkpoint_wrapped_module.", name).replace(
-            "embeddings.", "_fsdp_wrapped_module.embeddings.", 1
+        + re.sub(
+            r"\bembeddings\.",
+            "_fsdp_wrapped_module.embeddings.",
+            re.sub(LAYER, r"\1_fsdp_wrapped_module._checkpoint_wrapped_module.", name),
         )
     ),
     "compiled, with BERT's first names": lambda name: (
