@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 PROJECTIONS = {
-    "query": ("query", "q_lin"),
-    "key": ("key", "k_lin"),
-    "value": ("value", "v_lin"),
+    "query": ("query", "q_lin", "q"),
+    "key": ("key", "k_lin", "k"),
+    "value": ("value", "v_lin", "v"),
 }
 
 
@@ -19,7 +19,7 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     """Return what lies inside a model, by quantity and layer: hidden, embeddings, query, key, value; each [B, L, H].
 
     Args:
-        model: A Hugging Face masked-LM model of BERT's or DistilBERT's kind.
+        model: A Hugging Face masked-LM model of BERT's, DistilBERT's or MPNet's kind.
         input_ids: [B, L] int64.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None.
     """

@@ -32,8 +32,9 @@ def make_attention_mask(model: PreTrainedModel, attention_mask: Tensor | None) -
         return None
     if get_family(model).mask == "bool":
         return full_mask(attention_mask)
-    # A query that sees nothing, as in padding, would be NaN with -inf.
+    # A query that sees nothing, as in padding, would be NaN with -inf; and the lowest number of fp16 becomes -inf where
+    # a score is added to it, which half of it does not.
     dtype = model.dtype
     return torch.zeros((), dtype=dtype, device=attention_mask.device).masked_fill(
-        ~full_mask(attention_mask), torch.finfo(dtype).min
+        ~full_mask(attention_mask), torch.finfo(dtype).min / 2
     )

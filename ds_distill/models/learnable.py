@@ -22,6 +22,10 @@ def freeze_unreached(model: PreTrainedModel, highest: int, *, head: bool) -> Non
     for part, parameter in _by_part(model):
         if part > highest if isinstance(part, int) else part == "head" and not head:
             parameter.requires_grad_(False)
+    if highest < 0:
+        family = get_family(model)
+        for name in family.shared_by_layers:
+            family.get_encoder(model).get_submodule(name).requires_grad_(False)
 
 
 def freeze_all_but(

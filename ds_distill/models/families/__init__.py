@@ -10,13 +10,24 @@ from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
+from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
 from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        BERT,
+        CAMEMBERT,
+        DISTILBERT,
+        MPNET,
+        ROBERTA,
+        XLM_ROBERTA,
+    )
+}
 
 
 def get_family(model: PreTrainedModel) -> Family:
@@ -57,3 +68,13 @@ def check_positions(config, length: int, what: str) -> None:
     positions = get_family_by_type(config.model_type).positions(config)
     if length > positions:
         raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions; use {positions} or less")
+
+
+def check_recomputes(config) -> None:
+    """Raise UserError where transformers cannot recompute the layers of a model of this config in the backward pass."""
+    family = get_family_by_type(config.model_type)
+    if not family.recomputes:
+        raise UserError(
+            f"training.gradient_checkpointing = true: transformers cannot recompute the layers of a {family.name}; "
+            "set it to false"
+        )

@@ -88,6 +88,11 @@ class Family:
         attention: The attention of transformers that the family is run with.
         mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; or "float",
             the same with what is added to a score.
+        shared_by_layers: Modules of the encoder whose weights the layers read beside their own; the embeddings that
+            enter the first layer do not depend on them.
+        layer_inputs: (encoder, hidden [B, L, H]) → what one of its layers takes by name beside hidden states and mask,
+            where it is called alone.
+        recomputes: Whether transformers can compute its layers again in the backward pass, to save memory.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
     """
 
@@ -105,6 +110,9 @@ class Family:
     sinusoidal: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     mask: Literal["bool", "float"] = "bool"
+    shared_by_layers: tuple[str, ...] = ()
+    layer_inputs: Callable[[Any, Tensor], dict[str, Tensor]] = lambda encoder, hidden: {}
+    recomputes: bool = True
     has_pooler: bool = True
 
     def student_class(self, name: str | None = None) -> StudentClass | None:

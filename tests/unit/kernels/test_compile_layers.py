@@ -6,12 +6,19 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
 from ds_distill.kernels.prepacked_linear import _PACKED, prepack_linears
-from ds_distill.models.intermediates import LAST_HIDDEN
+from ds_distill.models.intermediates import LAST_HIDDEN, run_encoder
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.compile import compile_unavailable_reason
@@ -59,7 +66,8 @@ def students(dropout: float) -> list:
     }
     bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
     roberta = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
-    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta)]
+    mpnet = MPNetForMaskedLM(MPNetConfig(**shape, max_position_embeddings=34))
+    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta, mpnet)]
 
 
 def masks(lengths=(24, 9, 17)):
@@ -85,7 +93,7 @@ def test_compiled_blocks_compute_what_the_models_own_do():
             outputs = []
             for model in (reference, compiled):
                 model.zero_grad()
-                hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+                hidden, _ = run_encoder(model, ids, mask)
                 (hidden[real].sin().sum()).backward()
                 outputs.append(
                     [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
