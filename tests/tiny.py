@@ -12,6 +12,8 @@ from transformers import (
     CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     MPNetConfig,
     MPNetForMaskedLM,
     MPNetTokenizer,
@@ -24,7 +26,7 @@ from transformers import (
 from ds_distill.data.tokenizer import SPECIAL_TOKENS, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "distilbert", "mpnet", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -108,6 +110,10 @@ def save_encoder(family: str, folder: Path) -> Path:
             if family == "bert"
             else DistilBertForMaskedLM(DistilBertConfig(vocab_size=size, max_position_embeddings=POSITIONS, **smaller))
         )
+    elif family == "electra":
+        size = len(train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder))
+        config = ElectraConfig(vocab_size=size, embedding_size=16, max_position_embeddings=POSITIONS, **SIZES)
+        model = ElectraForMaskedLM(config)
     elif family == "mpnet":
         mpnet_tokenizer(folder)
         size = len(PreTrainedTokenizerFast.from_pretrained(folder))

@@ -249,6 +249,8 @@ def plan_student(
     )
     for key, value in zip(student.names.dims, narrower, strict=True):
         setattr(config, key, value)
+    if student.names.embedding:
+        setattr(config, student.names.embedding, student.embedding_width(config) * hidden // dims.width)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:

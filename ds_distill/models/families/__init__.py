@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.distilbert import DISTILBERT
+from ds_distill.models.families.electra import ELECTRA
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Family] = {
         BERT,
         CAMEMBERT,
         DISTILBERT,
+        ELECTRA,
         MPNET,
         ROBERTA,
         XLM_ROBERTA,

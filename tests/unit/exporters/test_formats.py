@@ -239,8 +239,8 @@ def test_robertas_are_exported(tmp_path):
     assert summary["formats"]["onnx"]["agreement"] == 1
 
 
-@pytest.mark.parametrize("family", ["mpnet"])
-def test_a_bias_by_relative_position_is_exported(family, tmp_path):
+@pytest.mark.parametrize("family", ["mpnet", pytest.param("electra", marks=pytest.mark.long)])
+def test_a_bias_by_relative_position_and_embeddings_of_another_width_are_exported(family, tmp_path):
     """Every format answers as the model does, at any shape."""
     source = load_source(str(save_encoder(family, tmp_path / "model")))
     names = [name for name in FORMATS if not FORMATS[name].unavailable_reason()]

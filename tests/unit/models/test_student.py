@@ -10,7 +10,16 @@ from ds_distill.models.student import build_student, count_parameters, plan_stud
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses
 from ds_distill.utils.errors import UserError
-from tests.unit.models.test_teacher import FAMILIES, padding_mask, randomised, tiny_bert, tiny_mpnet, tiny_roberta, tokens
+from tests.unit.models.test_teacher import (
+    FAMILIES,
+    padding_mask,
+    randomised,
+    tiny_bert,
+    tiny_electra,
+    tiny_mpnet,
+    tiny_roberta,
+    tokens,
+)
 
 
 def test_known_layer_maps():
@@ -167,6 +176,40 @@ def test_a_berts_student_may_be_a_bert_and_keeps_its_token_types():
     assert type(build_student(teacher, family="distilbert")) is type(build_student(teacher))
     bare = build_student(teacher, family="bert", head=False)
     assert bare.config.model_type == "bert" and bare.pooler is None
+
+
+@pytest.mark.parametrize("embedding", [16, 32, 64])
+def test_the_embeddings_of_an_electra_shrink_with_its_layers(embedding):
+    """A projection lies between them where their widths differ, in the student as in its teacher."""
+    teacher = tiny_electra(4, embedding_size=embedding)
+    student = build_student(teacher, hidden_size=16)
+    assert student.config.embedding_size == embedding // 2
+    assert hasattr(student.electra, "embeddings_project") == hasattr(teacher.electra, "embeddings_project")
+    theirs = dict(teacher.named_parameters())
+    for name, value in student.named_parameters():
+        if ".layer." not in name:
+            assert torch.equal(value, theirs[name][tuple(map(slice, value.shape))]), name
+    assert student.generator_lm_head.weight is student.electra.embeddings.word_embeddings.weight
+    assert student(tokens()).logits.shape == (3, 12, 101)
+
+
+def test_an_electras_student_may_be_a_bert_where_its_embeddings_are_as_wide_as_its_layers():
+    teacher = tiny_electra(4, embedding_size=32)
+    student = build_student(teacher, init_layers=[0, 1, 2, 3], family="bert", dropout=0.3).eval()
+    assert student.config.model_type == "bert" and student.config.hidden_dropout_prob == 0.3
+    types = torch.arange(tokens().shape[1]).expand_as(tokens()) % 2
+    with torch.no_grad():
+        for given in ({}, {"token_type_ids": types}, {"attention_mask": padding_mask()}):
+            expected, real = teacher(tokens(), **given).logits, given.get("attention_mask", slice(None))
+            assert (student(tokens(), **given).logits - expected)[real].abs().max() <= 1e-5 * expected.abs().max()
+    half = build_student(teacher, hidden_size=16, family="bert", head=False)
+    words = teacher.electra.embeddings.word_embeddings.weight
+    assert torch.equal(half.embeddings.word_embeddings.weight, words[:, :16]) and half.config.hidden_size == 16
+    assert type(build_student(teacher)) is type(teacher) is type(build_student(teacher, family="electra"))
+    with pytest.raises(
+        UserError, match="student.family = bert: .* a width of 16, its layers one of 32, .*; give electra"
+    ):
+        plan_student(tiny_electra().config, family="bert")
 
 
 @pytest.mark.parametrize("make", FAMILIES)

@@ -13,6 +13,7 @@ from transformers import (
     CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraForMaskedLM,
     MPNetForMaskedLM,
     RobertaForMaskedLM,
     XLMRobertaForMaskedLM,
@@ -89,6 +90,19 @@ def tiny_camembert(layers=3):
     return tiny_roberta(layers, CamembertForMaskedLM)
 
 
+def tiny_electra(layers=3, **changes):
+    config = dict(
+        vocab_size=101,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+    )
+    return randomised(ElectraForMaskedLM(ElectraForMaskedLM.config_class(**(config | changes))))
+
+
 def tiny_mpnet(layers=3):
     kind = MPNetForMaskedLM
     config = dict(
@@ -102,7 +116,7 @@ def tiny_mpnet(layers=3):
     return randomised(kind(kind.config_class(**config)))
 
 
-FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_mpnet, tiny_roberta, tiny_xlm_roberta]
+FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_electra, tiny_mpnet, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
