@@ -38,7 +38,8 @@ class Student:
         intermediate_size: Width of the feed-forward layers; by default the teacher's, reduced as hidden_size is. A
             smaller one is initialized from the first columns of the teacher's.
         family: Family of the student's class, by its model_type: "bert" keeps the token types of a BERT, whose
-            student is otherwise a DistilBERT, which has none. By default the one that the teacher's family names.
+            student is otherwise a DistilBERT, which has none, and makes a BERT of an ELECTRA whose embeddings are
+            as wide as its layers. By default the one that the teacher's family names.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
             they were sinusoidal before BERT's overwrote them.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,

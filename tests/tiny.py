@@ -16,16 +16,21 @@ from transformers import (
     DebertaV2Tokenizer,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetTokenizer,
     PreTrainedTokenizerFast,
     RobertaForMaskedLM,
     RobertaTokenizerFast,
     XLMRobertaForMaskedLM,
 )
 
-from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.data.tokenizer import SPECIAL_TOKENS, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -91,6 +96,17 @@ def sentencepiece_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=512, **MARKS).save_pretrained(folder)
 
 
+def mpnet_tokenizer(folder: Path) -> None:
+    """Train MPNet's kind: BERT's WordPiece with most of RoBERTa's special tokens and its padding id."""
+    pieces = train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder).get_vocab()
+    (folder / "vocab.txt").unlink()
+    words = sorted(pieces.keys() - set(SPECIAL_TOKENS), key=pieces.__getitem__)
+    vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", *words, "<mask>"]
+    MPNetTokenizer(
+        vocab={token: number for number, token in enumerate(vocabulary)}, model_max_length=512
+    ).save_pretrained(folder)
+
+
 def save_encoder(family: str, folder: Path) -> Path:
     """Write a masked-LM model of `family` and its tokenizer to `folder`.
 
@@ -123,6 +139,14 @@ def save_encoder(family: str, folder: Path) -> Path:
                 **SIZES,
             )
         )
+    elif family == "electra":
+        size = len(train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder))
+        config = ElectraConfig(vocab_size=size, embedding_size=16, max_position_embeddings=POSITIONS, **SIZES)
+        model = ElectraForMaskedLM(config)
+    elif family == "mpnet":
+        mpnet_tokenizer(folder)
+        size = len(PreTrainedTokenizerFast.from_pretrained(folder))
+        model = MPNetForMaskedLM(MPNetConfig(vocab_size=size, max_position_embeddings=POSITIONS + 2, **SIZES))
     else:
         (byte_level_tokenizer if family == "roberta" else sentencepiece_tokenizer)(folder)
         size = 1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values())

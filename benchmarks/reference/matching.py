@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 PROJECTIONS = {
-    "query": ("query", "q_lin", "query_proj"),
-    "key": ("key", "k_lin", "key_proj"),
-    "value": ("value", "v_lin", "value_proj"),
+    "query": ("query", "q_lin", "query_proj", "q"),
+    "key": ("key", "k_lin", "key_proj", "k"),
+    "value": ("value", "v_lin", "value_proj", "v"),
 }
 
 
@@ -19,7 +19,7 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     """Return what lies inside a model, by quantity and layer: hidden, embeddings, query, key, value; each [B, L, H].
 
     Args:
-        model: A Hugging Face masked-LM model of BERT's, DistilBERT's or DeBERTa's kind.
+        model: A Hugging Face masked-LM model of BERT's, DistilBERT's, DeBERTa's or MPNet's kind.
         input_ids: [B, L] int64.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None.
     """

@@ -24,7 +24,7 @@ from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective, sites_of
 from ds_distill.models.attention_mask import check_keeps_apart
 from ds_distill.models.ensemble import Ensemble, counterparts
-from ds_distill.models.families import check_positions, get_family
+from ds_distill.models.families import check_positions, check_recomputes, get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import new_model
 from ds_distill.models.precision import common_dtype, teacher_dtype
@@ -104,6 +104,8 @@ class Estimator:
                 family=recipe.student.family,
                 dropout=training.dropout,
             )
+        if training.gradient_checkpointing:
+            check_recomputes(student_config)
         self.objectives = recipe.losses_by_share()
         self.uses_teacher = recipe.need_teacher
         self.sites, self.averaged = sites_of(self._hollow_objectives(student_config))

@@ -98,6 +98,7 @@ def estimate_memory(
     backend = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = 4.0 * rows * width
     if get_family(student).has_head(student):
+        width = get_family(student).embedding_width(config)
         loss += live_bytes(rows, config.vocab_size, size, device, backend) + 4 * config.vocab_size * width
         if (wider := padded_vocab_size(config.vocab_size, device)) != config.vocab_size:
             loss += 2 * size * wider * width  # Both weights are copied.

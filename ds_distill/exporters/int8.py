@@ -211,7 +211,7 @@ class OnnxQuantizer:
         RemoveUnusedNodesPass()(self.ir.Model(self.graph, ir_version=10))
 
 
-def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, int]) -> None:
+def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, ...]) -> None:
     """Write OpenVINO's files (.xml and .bin) with int8 weights, one scale per column.
 
     Activations are int8 too, with one scale for each group of a token's values.
@@ -219,8 +219,8 @@ def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, int]) -> Non
     Args:
         graph: The fp32 ONNX file.
         file: The .xml file to write.
-        widths: The row lengths of the products: the hidden size and the feed-forward size. A
-            product whose rows a group does not divide would not be quantized.
+        widths: The row lengths of the products, such as the hidden size and the feed-forward size.
+            A product whose rows a group does not divide would not be quantized.
     """
     import nncf
     import openvino

@@ -66,10 +66,11 @@ class ExportModel:
         return get_family_by_type(self.model.config.model_type).positions(self.model.config)
 
     @property
-    def widths(self) -> tuple[int, int]:
-        """The hidden size and the feed-forward size."""
-        dims = get_family_by_type(self.model.config.model_type).dims(self.model.config)
-        return dims.width, dims.feed_forward
+    def widths(self) -> tuple[int, int, int]:
+        """The hidden size, the feed-forward size and the width of the embeddings."""
+        family, config = get_family_by_type(self.model.config.model_type), self.model.config
+        dims = family.dims(config)
+        return dims.width, dims.feed_forward, family.embedding_width(config)
 
     @cached_property
     def inputs(self) -> list[str]:

@@ -19,12 +19,13 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     flash kernel has no dropout and a slow backward there, and dropout is `counter_dropout`. Outside
     compiled code (torch.compiler.set_stance("force_eager")) the model computes as before.
     """
-    blocks = get_family(model).get_layers(model)
+    family = get_family(model)
+    blocks = family.get_layers(model)
     # to torch all blocks of teacher and student are one piece of code, and it falls back to eager
     # after eight variants
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if device.type == "cpu":
-        if get_family(model).attention == "sdpa":  # others write it out themselves
+        if family.attention == "sdpa":  # a family that is run with eager attention has it written out
             model.set_attn_implementation(_NAME)
         for module in list(model.modules()):
             for name, child in module.named_children():

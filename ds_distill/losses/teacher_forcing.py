@@ -50,15 +50,17 @@ class TeacherForcing:
             attention_mask: As of `run_encoder`.
             cu_seqlens: As of `run_encoder`.
         """
-        layers = get_family(model).get_layers(model)
+        family = get_family(model)
+        encoder, layers = family.get_encoder(model), family.get_layers(model)
         options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
         mask, dtype = make_attention_mask(model, attention_mask), next(model.parameters()).dtype
-        return {
-            Site("hidden", LAST if layer == self._last else layer): layers[layer](
-                teacher[site].to(dtype), mask, **options
-            )
-            for layer, site in self.inputs.items()
-        }
+        states = {}
+        for layer, site in self.inputs.items():
+            hidden = teacher[site].to(dtype)
+            output = layers[layer](hidden, mask, **options, **family.layer_inputs(encoder, hidden))
+            hidden = output[0] if isinstance(output, tuple) else output
+            states[Site("hidden", LAST if layer == self._last else layer)] = hidden
+        return states
 
 
 def force_teacher(

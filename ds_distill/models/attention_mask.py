@@ -45,10 +45,11 @@ def make_attention_mask(
         return attention_mask.int()  # DeBERTa subtracts it from 1
     if kind == "bool":
         return full_mask(attention_mask)
-    # A query that sees nothing, as in padding, would be NaN with -inf.
+    # A query that sees nothing, as in padding, would be NaN with -inf; and the lowest number of fp16 becomes -inf where
+    # a score is added to it, which half of it does not.
     dtype = model.dtype
     return torch.zeros((), dtype=dtype, device=attention_mask.device).masked_fill(
-        ~full_mask(attention_mask), torch.finfo(dtype).min
+        ~full_mask(attention_mask), torch.finfo(dtype).min / 2
     )
 
 

@@ -66,7 +66,7 @@ def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]
 
 
 def _shared_by_layers(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """Yield the parameters beside the layers, of which only these make use: the relative positions of a DeBERTa."""
+    """Yield the parameters beside the layers, of which only these make use, such as relative positions."""
     family = get_family(model)
     parent, _, name = family.layers.removeprefix(f"{family.encoder}.").rpartition(".")
     if parent:

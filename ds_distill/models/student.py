@@ -255,6 +255,8 @@ def plan_student(
         setattr(config, key, value)
     if hidden != dims.width:
         student.narrow(config, teacher)
+    if student.names.embedding:
+        setattr(config, student.names.embedding, student.embedding_width(config) * hidden // dims.width)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:

@@ -24,8 +24,19 @@ def _load_kernel() -> None:
             from torch.nn.attention.varlen import varlen_attn
 
 
-def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
-    """Return why the kernel cannot serve a model of this dtype and attention head size on this device, or None."""
+def varlen_unavailable_reason(
+    device: torch.device, dtype: torch.dtype, head_size: int = 64, attention: str = "sdpa"
+) -> str | None:
+    """Return why the kernel cannot serve a model of this dtype and attention head size on this device, or None.
+
+    Args:
+        device: The device.
+        dtype: The model's dtype.
+        head_size: The width of an attention head.
+        attention: `Family.attention` of the model's family.
+    """
+    if attention == "eager":
+        return "the model has attention code of its own"
     if device.type != "cuda":
         return "no GPU"
     _load_kernel()

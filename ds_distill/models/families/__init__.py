@@ -10,7 +10,9 @@ from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.deberta import DEBERTA_V2
 from ds_distill.models.families.distilbert import DISTILBERT
+from ds_distill.models.families.electra import ELECTRA
 from ds_distill.models.families.family import Family
+from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
 from ds_distill.utils.errors import UserError, did_you_mean
 
@@ -18,7 +20,17 @@ if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (BERT, CAMEMBERT, DEBERTA_V2, DISTILBERT, ROBERTA, XLM_ROBERTA)
+    family.name: family
+    for family in (
+        BERT,
+        CAMEMBERT,
+        DEBERTA_V2,
+        DISTILBERT,
+        ELECTRA,
+        MPNET,
+        ROBERTA,
+        XLM_ROBERTA,
+    )
 }
 
 
@@ -66,3 +78,13 @@ def check_positions(config, length: int, what: str) -> None:
     positions = get_family_by_type(config.model_type).positions(config)
     if length > positions:
         raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions; use {positions} or less")
+
+
+def check_recomputes(config) -> None:
+    """Raise UserError where transformers cannot recompute the layers of a model of this config in the backward pass."""
+    family = get_family_by_type(config.model_type)
+    if not family.recomputes:
+        raise UserError(
+            f"training.gradient_checkpointing = true: transformers cannot recompute the layers of a {family.name}; "
+            "set it to false"
+        )

@@ -25,7 +25,10 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigNames:
-    """A config's names for the sizes of `Dims`, for its dropouts, and for the dropouts in heads of tasks."""
+    """A config's names for the sizes of `Dims`, for its dropouts, and for the dropouts in heads of tasks.
+
+    `embedding` names the width of the embeddings and of the decoder's input where that may differ from the encoder's.
+    """
 
     depth: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
@@ -34,6 +37,7 @@ class ConfigNames:
     activation: str = "hidden_act"
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
+    embedding: str | None = None
 
     @property
     def dims(self) -> tuple[str, str, str, str, str]:
@@ -79,6 +83,7 @@ class Family:
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
         student: The class of its students if no other is asked for, or None for its own.
+        other_students: The classes that a student may be asked for, beside these.
         ffn: Within a layer, the feed-forward's inner linear and the activation after it.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
             by side; None where there are none, as where one module computes all three.
@@ -89,6 +94,9 @@ class Family:
         mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; "float",
             the same with what is added to a score; or "tokens", [B, L], true on real tokens, with which the documents
             of a packed sequence cannot be kept apart.
+        layer_inputs: (encoder, hidden [B, L, H]) → what one of its layers takes by name beside hidden states and mask,
+            where it is called alone.
+        recomputes: Whether transformers can compute its layers again in the backward pass, to save memory.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
         has_positions: Whether a model of a config has position embeddings, which a student can freeze.
         scores_positions: Whether attention scores have terms of positions besides query · key, so that a loss between
@@ -110,6 +118,7 @@ class Family:
     mlm_transform: Callable[[Any, Tensor], Tensor]
     names: ConfigNames = ConfigNames()
     student: StudentClass | None = None
+    other_students: tuple[StudentClass, ...] = ()
     ffn: tuple[str, str] = ("intermediate.dense", "intermediate.intermediate_act_fn")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
     first_position: Callable[[Any], int] = lambda config: 0
@@ -117,6 +126,8 @@ class Family:
     sinusoidal: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     mask: Literal["bool", "float", "tokens"] = "bool"
+    layer_inputs: Callable[[Any, Tensor], dict[str, Tensor]] = lambda encoder, hidden: {}
+    recomputes: bool = True
     has_pooler: bool = True
     has_positions: Callable[[Any], bool] = lambda config: True
     scores_positions: bool = False
@@ -133,15 +144,23 @@ class Family:
         Raises:
             UserError: No student of that family can be made of this one.
         """
-        if name is None or (self.student and name == self.student.family.name):
+        if name is None:
             return self.student
         if name == self.name:
             return None
-        names = [self.student.family.name] if self.student else []
+        classes = ((self.student,) if self.student else ()) + self.other_students
+        for student_class in classes:
+            if student_class.family.name == name:
+                return student_class
+        names = [student_class.family.name for student_class in classes]
         raise UserError(
             f"student.family = {name}: a student of a {self.name} can be a {' or a '.join([*names, self.name])}; "
             "give one of these, or leave it out"
         )
+
+    def embedding_width(self, config: Any) -> int:
+        """Return the width of the embeddings, which is that of the decoder's input."""
+        return getattr(config, self.names.embedding or self.names.width)
 
     def set_dropout(self, config: Any, dropout: float, heads: bool = False) -> None:
         """Set the dropout of hidden states and attention in `config`; with heads, that of a task's head as well."""

@@ -3,7 +3,14 @@
 Their positions start after the padding id, and their head has names of its own.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ds_distill.models.families.family import Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def roberta_like(name: str) -> Family:
@@ -13,15 +20,16 @@ def roberta_like(name: str) -> Family:
         encoder="roberta",
         layers="roberta.encoder.layer",
         decoder="lm_head.decoder",
-        mlm_transform=lambda model, hidden: model.lm_head.layer_norm(_gelu(model.lm_head.dense(hidden))),
+        mlm_transform=robertas_transform,
         first_position=lambda config: config.pad_token_id + 1,
     )
 
 
-def _gelu(hidden):
-    from transformers.activations import gelu  # their head applies it, whatever the config's activation
+def robertas_transform(model: Any, hidden: Tensor) -> Tensor:
+    """Return what RoBERTa's head gives its decoder, [..., H], for hidden states [..., H]."""
+    from transformers.activations import gelu  # the head applies it, whatever the config's activation
 
-    return gelu(hidden)
+    return model.lm_head.layer_norm(gelu(model.lm_head.dense(hidden)))
 
 
 ROBERTA, XLM_ROBERTA = roberta_like("roberta"), roberta_like("xlm-roberta")

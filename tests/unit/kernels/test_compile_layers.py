@@ -6,7 +6,14 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
@@ -60,7 +67,8 @@ def students(dropout: float) -> list:
     }
     bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
     roberta = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
-    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta)]
+    mpnet = MPNetForMaskedLM(MPNetConfig(**shape, max_position_embeddings=34))
+    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta, mpnet)]
 
 
 def masks(lengths=(24, 9, 17)):
@@ -86,7 +94,7 @@ def test_compiled_blocks_compute_what_the_models_own_do():
             outputs = []
             for model in (reference, compiled):
                 model.zero_grad()
-                hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+                hidden, _ = run_encoder(model, ids, mask)
                 (hidden[real].sin().sum()).backward()
                 outputs.append(
                     [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]

@@ -94,6 +94,21 @@ def test_a_copy_of_the_teacher_has_no_error_in_any_family(make):
     assert torch.allclose(results, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("of", ["embeddings", "value"])
+def test_every_parameter_that_a_term_leaves_to_train_gets_a_gradient(make, of):
+    """ZeRO 3 would wait for the others, such as a bias that the layers read and the embeddings do not."""
+    teacher = Teacher(make())
+    match = Match("mse", of=of) if of == "embeddings" else Match("relation", of=of, layers=[(0, 1)])
+    losses = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[match])
+    objective = Objective(build_student(teacher.model, num_layers=2), losses, 1, teacher.config)
+    ids = tokens()
+    targets = teacher.targets(ids, sites=objective.teacher_sites, head=False)
+    objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
+    trained = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained and all(gradient is not None for gradient in trained.values())
+
+
 def learnable(stage: Stage, **options) -> set[str]:
     objective, _ = objective_of(stage, **options)
     family, parts = objective.family, set()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, ElectraForPreTraining
 
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
@@ -14,7 +14,15 @@ from ds_distill.models.loading import load_encoder, load_teacher, no_pooler
 from ds_distill.models.student import build_student, plan_student
 from ds_distill.models.teacher import Teacher, needed_part, weights_fingerprint
 from ds_distill.utils.errors import UserError
-from tests.unit.models.test_teacher import FAMILIES, padding_mask, randomised, tiny_bert, tiny_roberta, tokens
+from tests.unit.models.test_teacher import (
+    FAMILIES,
+    padding_mask,
+    randomised,
+    tiny_bert,
+    tiny_electra,
+    tiny_roberta,
+    tokens,
+)
 
 
 def last_states(model, mask=None):
@@ -43,6 +51,17 @@ def test_a_folder_without_the_head_gives_its_encoder(make, tmp_path):
     assert family.has_head(whole) and weights_fingerprint(whole) == weights_fingerprint(model)
     bare = load_encoder(str(tmp_path / "whole"), bare=True)
     assert weights_fingerprint(bare) == weights_fingerprint(load_encoder(str(tmp_path / "bare")))
+
+
+def test_an_electra_that_tells_replaced_tokens_teaches_without_its_head(tmp_path):
+    teacher = tiny_electra()
+    discriminator = ElectraForPreTraining(teacher.config)
+    discriminator.electra.load_state_dict(teacher.electra.state_dict())
+    discriminator.save_pretrained(tmp_path)
+    loaded = load_teacher(find_model_folder(str(tmp_path)), logits=False)
+    assert not get_family(loaded).has_head(loaded) and torch.equal(last_states(loaded), last_states(teacher))
+    with pytest.raises(UserError, match=r"no masked-LM head: .*generator_lm_head.bias.* or set losses.kl = 0"):
+        load_teacher(find_model_folder(str(tmp_path)), logits=True)
 
 
 def test_an_encoder_that_lacks_a_layer_is_refused(tmp_path):

@@ -4,13 +4,22 @@ import pytest
 import torch
 
 from ds_distill.losses.objective import Objective
-from ds_distill.models.families import get_family
+from ds_distill.models.families import check_recomputes, get_family
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student, count_parameters, plan_student, resolve_layer_map
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses
 from ds_distill.utils.errors import UserError
-from tests.unit.models.test_teacher import FAMILIES, padding_mask, randomised, tiny_bert, tiny_roberta, tokens
+from tests.unit.models.test_teacher import (
+    FAMILIES,
+    padding_mask,
+    randomised,
+    tiny_bert,
+    tiny_electra,
+    tiny_mpnet,
+    tiny_roberta,
+    tokens,
+)
 
 
 def test_known_layer_maps():
@@ -108,6 +117,38 @@ def test_frozen_positions(layers):
     assert all(parameter.requires_grad for parameter in build_student(tiny_bert(), init_layers=layers).parameters())
 
 
+@pytest.mark.parametrize("make", FAMILIES)
+def test_frozen_positions_are_the_teachers_in_every_family(make):
+    student, family = build_student(make(), freeze_positions=True), get_family(make())
+    (frozen,) = (name for name, parameter in student.named_parameters() if not parameter.requires_grad)
+    assert frozen == f"{get_family(student).encoder}.embeddings.position_embeddings.weight"
+    if family.student is None:  # else the token types are in them
+        assert torch.equal(student.get_parameter(frozen), make().get_parameter(frozen))
+    if family.student is None and not family.sinusoidal:
+        with pytest.raises(UserError, match="freeze_positions"):
+            build_student(make(), init_layers="random", freeze_positions=True)
+
+
+@pytest.mark.parametrize("width", [32, 16])
+def test_all_layers_of_an_mpnet_student_share_their_teachers_relative_bias(width):
+    """Fewer heads take the bias of the teacher's first ones, and every bucket is there."""
+    teacher = tiny_mpnet(4)
+    student = build_student(teacher, init_layers=[0, 3], hidden_size=width)
+    ours, theirs = (model.mpnet.encoder.relative_attention_bias.weight for model in (student, teacher))
+    assert theirs.shape == (32, 4) and torch.equal(ours, theirs[:, : width // 8])
+
+
+def test_layers_that_transformers_cannot_recompute_are_refused():
+    with pytest.raises(UserError, match="gradient_checkpointing = true: .* the layers of a mpnet; set it to false"):
+        check_recomputes(tiny_mpnet().config)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_the_table_says_which_layers_transformers_can_recompute(make):
+    model = make()
+    assert get_family(model).recomputes == model.supports_gradient_checkpointing
+
+
 def test_what_distilbert_cannot_be_is_said(capsys):
     build_student(tiny_bert(layer_norm_eps=1e-5))
     assert "layer_norm_eps is 1e-05" in capsys.readouterr().err
@@ -135,6 +176,40 @@ def test_a_berts_student_may_be_a_bert_and_keeps_its_token_types():
     assert type(build_student(teacher, family="distilbert")) is type(build_student(teacher))
     bare = build_student(teacher, family="bert", head=False)
     assert bare.config.model_type == "bert" and bare.pooler is None
+
+
+@pytest.mark.parametrize("embedding", [16, 32, 64])
+def test_the_embeddings_of_an_electra_shrink_with_its_layers(embedding):
+    """A projection lies between them where their widths differ, in the student as in its teacher."""
+    teacher = tiny_electra(4, embedding_size=embedding)
+    student = build_student(teacher, hidden_size=16)
+    assert student.config.embedding_size == embedding // 2
+    assert hasattr(student.electra, "embeddings_project") == hasattr(teacher.electra, "embeddings_project")
+    theirs = dict(teacher.named_parameters())
+    for name, value in student.named_parameters():
+        if ".layer." not in name:
+            assert torch.equal(value, theirs[name][tuple(map(slice, value.shape))]), name
+    assert student.generator_lm_head.weight is student.electra.embeddings.word_embeddings.weight
+    assert student(tokens()).logits.shape == (3, 12, 101)
+
+
+def test_an_electras_student_may_be_a_bert_where_its_embeddings_are_as_wide_as_its_layers():
+    teacher = tiny_electra(4, embedding_size=32)
+    student = build_student(teacher, init_layers=[0, 1, 2, 3], family="bert", dropout=0.3).eval()
+    assert student.config.model_type == "bert" and student.config.hidden_dropout_prob == 0.3
+    types = torch.arange(tokens().shape[1]).expand_as(tokens()) % 2
+    with torch.no_grad():
+        for given in ({}, {"token_type_ids": types}, {"attention_mask": padding_mask()}):
+            expected, real = teacher(tokens(), **given).logits, given.get("attention_mask", slice(None))
+            assert (student(tokens(), **given).logits - expected)[real].abs().max() <= 1e-5 * expected.abs().max()
+    half = build_student(teacher, hidden_size=16, family="bert", head=False)
+    words = teacher.electra.embeddings.word_embeddings.weight
+    assert torch.equal(half.embeddings.word_embeddings.weight, words[:, :16]) and half.config.hidden_size == 16
+    assert type(build_student(teacher)) is type(teacher) is type(build_student(teacher, family="electra"))
+    with pytest.raises(
+        UserError, match="student.family = bert: .* a width of 16, its layers one of 32, .*; give electra"
+    ):
+        plan_student(tiny_electra().config, family="bert")
 
 
 @pytest.mark.parametrize("make", FAMILIES)
@@ -195,7 +270,8 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     )
     assert torch.equal(query, other[:16, :16])
     decoder, other = (f.get_decoder(m) for f, m in ((student_family, student), (teacher_family, teacher)))
-    assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
+    assert 2 * decoder.in_features == other.in_features
+    assert torch.equal(decoder.weight, other.weight[:, : decoder.in_features]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
     assert build_student(teacher, hidden_size=8, init_layers="random").num_parameters() < student.num_parameters()
     for wrong in (12, 40, -8):

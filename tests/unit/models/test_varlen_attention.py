@@ -82,3 +82,7 @@ def test_a_student_that_drops_attention_keeps_to_the_mask(models, monkeypatch):
 
 def test_why_not():
     assert varlen_attention.varlen_unavailable_reason(torch.device("cpu"), torch.bfloat16) == "no GPU"
+    assert (
+        varlen_attention.varlen_unavailable_reason(torch.device("cuda"), torch.bfloat16, attention="eager")
+        == "the model has attention code of its own"
+    )

@@ -342,9 +342,11 @@ def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys
 
 @pytest.mark.parametrize("make", FAMILIES)
 def test_each_family_passes(world, capsys, make):
+    from ds_distill.models.families import get_family
     from ds_distill.models.folder import find_model_folder
     from ds_distill.preflight.checks import check_teachers
     from ds_distill.recipe import Data, Recipe
+    from ds_distill.utils.errors import UserError
 
     model = make()
     model.save_pretrained(world / "teacher")
@@ -353,4 +355,9 @@ def test_each_family_passes(world, capsys, make):
     for file in (world / "small").iterdir():
         shutil.copy(file, world / "teacher")
     assert len(AutoTokenizer.from_pretrained(world / "teacher")) <= model.config.vocab_size
-    check_teachers([find_model_folder(str(world / "teacher"))], Recipe(data=Data(sequence_length=16)))
+    teachers, recipe = [find_model_folder(str(world / "teacher"))], Recipe(data=Data(sequence_length=16))
+    check_teachers(teachers, recipe)
+    recipe.training.gradient_checkpointing = True
+    if not get_family(model).recomputes:
+        with pytest.raises(UserError, match="gradient_checkpointing = true: transformers cannot recompute the layers"):
+            check_teachers(teachers, recipe)

@@ -1,0 +1,34 @@
+"""MPNet (Song et al. 2020), whose sentence embedders are used widely.
+
+All layers add one bias to their attention scores, by relative position and head, and only attention that is written
+out can add it. Positions begin at 2, whatever the config's padding id, and there are no token types.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ds_distill.models.families.family import Family
+from ds_distill.models.families.roberta import robertas_transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _position_bias(encoder: Any, hidden: Tensor) -> dict[str, Tensor]:
+    return {"position_bias": encoder.encoder.compute_position_bias(hidden)}
+
+
+MPNET = Family(
+    name="mpnet",
+    encoder="mpnet",
+    layers="mpnet.encoder.layer",
+    decoder="lm_head.decoder",
+    mlm_transform=robertas_transform,
+    projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    first_position=lambda config: 2,
+    attention="eager",
+    mask="float",
+    layer_inputs=_position_bias,
+    recomputes=False,
+)
