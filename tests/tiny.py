@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaForMaskedLM,
     RobertaTokenizerFast,
@@ -21,7 +23,7 @@ from transformers import (
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "distilbert", "modernbert", "roberta", "xlm-roberta")
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -60,6 +62,30 @@ def byte_level_tokenizer(folder: Path) -> None:
     RobertaTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512).save_pretrained(folder)
 
 
+def bert_like_byte_level_tokenizer(folder: Path) -> None:
+    """Train ModernBERT's kind: byte-level BPE with BERT's special tokens."""
+    marks = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", AddedToken("[MASK]", lstrip=True)]
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=marks,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    trained.train_from_iterator(SAMPLE.read_text().splitlines(), trainer)
+    trained.decoder = decoders.ByteLevel()
+    trained.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), marks, strict=True))
+    inputs = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained, model_max_length=8192, model_input_names=inputs, **names
+    ).save_pretrained(folder)
+
+
 def sentencepiece_tokenizer(folder: Path) -> None:
     """Train XLM-R's kind: Unigram over text in which spaces are characters."""
     marks = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -94,6 +120,13 @@ def save_encoder(family: str, folder: Path) -> Path:
             if family == "bert"
             else DistilBertForMaskedLM(DistilBertConfig(vocab_size=size, max_position_embeddings=POSITIONS, **smaller))
         )
+    elif family == "modernbert":
+        bert_like_byte_level_tokenizer(folder)
+        size = 1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values())
+        # long texts are longer than the window, and what exports are traced with is shorter
+        config = {"vocab_size": size, "max_position_embeddings": POSITIONS, "local_attention": 40, **SIZES}
+        ids = {"cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 3}
+        model = ModernBertForMaskedLM(ModernBertConfig(**config, **ids))
     else:
         (byte_level_tokenizer if family == "roberta" else sentencepiece_tokenizer)(folder)
         size = 1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values())

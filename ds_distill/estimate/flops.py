@@ -36,15 +36,23 @@ def forward_flops_per_token(
 
     Args:
         config: The model's config.
-        length: Tokens per sequence, each of which attends to all others.
+        length: Tokens per sequence, each of which attends to all others, or to those that its layer lets it see. A
+            kernel that only masks the others computes their scores too.
         projected: The share of positions that the head runs on; 0 for a bare encoder.
         layers: How many of the layers run; all of them if None.
     """
     encoder, head = linear_shapes(config)
     dims = get_family_by_type(config.model_type).dims(config)
     share = 1.0 if layers is None else layers / dims.depth
-    scores_and_values = 2 * dims.depth * length * dims.width
-    return 2.0 * (share * (_products(encoder) + scores_and_values) + projected * _products(head))
+    windows = get_family_by_type(config.model_type).windows(config)[:layers]
+    scores_and_values = 2 * dims.width * sum(_seen(length, window) for window in windows)
+    return 2.0 * (share * _products(encoder) + scores_and_values + projected * _products(head))
+
+
+def _seen(length: int, window: int | None) -> float:
+    """Return how many tokens of a sequence a token sees, itself included, on average, up to `window` to either side."""
+    reach = length - 1 if window is None else min(window, length - 1)
+    return 2 * reach + 1 - reach * (reach + 1) / length
 
 
 def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:

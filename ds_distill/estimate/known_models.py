@@ -58,6 +58,17 @@ _DISTILBERT: Final[dict[str, Any]] = {
     "hidden_dim": 3072,
     "max_position_embeddings": 512,
 }
+_MODERNBERT_BASE: Final[dict[str, Any]] = {
+    "model_type": "modernbert",
+    "architectures": ["ModernBertForMaskedLM"],
+    "vocab_size": 50_368,
+    "hidden_size": 768,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "intermediate_size": 1152,
+    "max_position_embeddings": 8192,
+    "local_attention": 128,
+}
 # Sentence encoders have no masked-LM head.
 _SENTENCE_BERT: Final[dict[str, Any]] = _BERT_BASE | {"architectures": ["BertModel"]}
 _MINILM: Final[dict[str, Any]] = _SENTENCE_BERT | {"hidden_size": 384, "intermediate_size": 1536}
@@ -84,6 +95,12 @@ KNOWN_MODELS: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "FacebookAI/xlm-roberta-large": (_XLM_ROBERTA_BASE | _LARGE, 560_142_482),
     "almanach/camembert-base": (_CAMEMBERT_BASE, 110_655_493),
     "almanach/camembert-large": (_CAMEMBERT_BASE | _LARGE, 336_695_557),
+    "answerdotai/ModernBERT-base": (_MODERNBERT_BASE, 149_655_232),
+    "answerdotai/ModernBERT-large": (
+        _MODERNBERT_BASE | _LARGE | {"num_hidden_layers": 28, "intermediate_size": 2624},
+        395_881_664,
+    ),
+    "jhu-clsp/mmBERT-base": (_MODERNBERT_BASE | {"vocab_size": 256_000}, 307_786_240),
     "microsoft/MiniLM-L12-H384-uncased": (_MINILM, 33_391_290),
     "microsoft/Multilingual-MiniLM-L12-H384": (_MULTILINGUAL_MINILM, 117_904_565),
     "sentence-transformers/all-MiniLM-L6-v2": (_MINILM | {"num_hidden_layers": 6}, 22_744_506),

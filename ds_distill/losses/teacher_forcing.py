@@ -50,15 +50,18 @@ class TeacherForcing:
             attention_mask: As of `run_encoder`.
             cu_seqlens: As of `run_encoder`.
         """
-        layers = get_family(model).get_layers(model)
+        family = get_family(model)
+        layers, norm, encoder = family.get_layers(model), family.get_final_norm(model), family.get_encoder(model)
         options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        mask, dtype = make_attention_mask(model, attention_mask), next(model.parameters()).dtype
-        return {
-            Site("hidden", LAST if layer == self._last else layer): layers[layer](
-                teacher[site].to(dtype), mask, **options
-            )
-            for layer, site in self.inputs.items()
-        }
+        dtype, outputs = next(model.parameters()).dtype, {}
+        masks: Any = make_attention_mask(model, attention_mask, next(iter(teacher.values())))
+        for number, site in self.inputs.items():
+            layer, hidden = layers[number], teacher[site].to(dtype)
+            mask = masks[layer.attention_type] if isinstance(masks, dict) else masks
+            output = layer(hidden, mask, **family.layer_inputs(encoder, layer, hidden), **options)
+            is_last = number == self._last
+            outputs[Site("hidden", LAST if is_last else number)] = norm(output) if norm and is_last else output
+        return outputs
 
 
 def force_teacher(

@@ -58,7 +58,7 @@ def run_encoder(
     with Recorder(model, [site for site in sites if site not in hidden]) as recorder:
         output = get_family(model).get_encoder(model)(
             input_ids=input_ids,
-            attention_mask=make_attention_mask(model, attention_mask),
+            attention_mask=make_attention_mask(model, attention_mask, input_ids),
             **options,
             **({"output_hidden_states": within} if within else {}),
         )

@@ -12,7 +12,7 @@ import torch
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
 from ds_distill.models.ensemble import Ensemble
-from ds_distill.models.families import head_size
+from ds_distill.models.families import get_family, head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.models.varlen_attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.recipe import Recipe
@@ -70,7 +70,8 @@ class Step:
         self.compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *(teacher.models if teacher is not None else ()))
         self.varlen = documents and all(
-            varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models
+            varlen_unavailable_reason(device, dtype, head_size(model), get_family(model).windows(model.config)) is None
+            for model in models
         )
         for model in models if self.varlen else ():
             use_varlen_attention(model)

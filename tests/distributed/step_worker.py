@@ -2,7 +2,8 @@
 
 Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
 {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto",
-"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": []}
+"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": [],
+"family": "bert"}
 
 "clean" has the numbers of the sequences that are not masked.
 """
@@ -20,7 +21,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from benchmarks.reference.recipe import reference_losses, reference_step
 from ds_distill.deepspeed_fixes import batch_gradient_copies
@@ -64,10 +65,32 @@ def random_bert() -> BertForMaskedLM:
         intermediate_size=64,
         max_position_embeddings=LENGTH,
     )
-    bert = BertForMaskedLM(config)
-    for parameter in bert.parameters():
+    return randomize(BertForMaskedLM(config))
+
+
+def random_modernbert() -> ModernBertForMaskedLM:
+    """The same every time, every parameter random; in its local layers a token sees four to either side."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+        local_attention=8,
+        pad_token_id=0,
+    )
+    return randomize(ModernBertForMaskedLM(config))
+
+
+def randomize(model):
+    for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)
-    return bert
+    return model
+
+
+TEACHERS = {"bert": random_bert, "modernbert": random_modernbert}
 
 
 def relative(actual: dict, other: dict) -> float:
@@ -94,9 +117,9 @@ def fp16_on_a_cpu():
 
 
 def run_case(what: dict, rank: int, world: int) -> None:
-    bert = random_bert()
+    bert = TEACHERS[what.get("family", "bert")]()
     # a sharp teacher: at a KL of 0.001 nats fp32's own rounding would be the difference
-    bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
+    bert.get_input_embeddings().weight.data.mul_(5)
     teacher = Teacher(bert)
     before, clean = teacher.fingerprint(), what.get("clean", [])
     looked_at = [row for row in range(GLOBAL) if row not in clean]
@@ -132,7 +155,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         if what.get("compiled"):
             frozen = Teacher(copy.deepcopy(teacher.model))
             compile_step(objective, frozen, torch.device("cpu"))
-        assert isinstance(objective.model.vocab_projector, VocabularyProjection)
+        assert isinstance(objective.family.get_decoder(objective.model), VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
         engine = Engine(

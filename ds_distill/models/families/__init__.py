@@ -10,13 +10,16 @@ from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
+from ds_distill.models.families.modernbert import MODERNBERT
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
 from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, MODERNBERT, ROBERTA, XLM_ROBERTA)
+}
 
 
 def get_family(model: PreTrainedModel) -> Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ds_distill.utils.errors import UserError
@@ -25,7 +25,11 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigNames:
-    """A config's names for the sizes of `Dims`, for its dropouts, and for the dropouts in heads of tasks."""
+    """A config's names for the sizes of `Dims`, its dropouts, those in heads of tasks, and the eps of its LayerNorms.
+
+    Attributes:
+        per_layer: The keys of lists that have one entry for each layer.
+    """
 
     depth: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
@@ -34,6 +38,8 @@ class ConfigNames:
     activation: str = "hidden_act"
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
+    eps: str = "layer_norm_eps"
+    per_layer: tuple[str, ...] = ()
 
     @property
     def dims(self) -> tuple[str, str, str, str, str]:
@@ -79,15 +85,26 @@ class Family:
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
         student: The class of its students if no other is asked for, or None for its own.
-        ffn: Within a layer, the feed-forward's inner linear and the activation after it.
+        ffn: Within a layer, the feed-forward's inner linear and the activation after it; None where the activation is
+            not of all that the linear returns, as in gated layers.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
-            by side; None where there are none, as where one module computes all three.
+            by side; None where there are none.
+        split_projections: Where one module, which `projections` then names three times, computes all three: (encoder,
+            layer, its output) → (queries, keys, values), each [B, L, H].
+        fused: The modules of a layer that compute several quantities, whose rows follow each other in one weight, and
+            how many: a narrower student takes the first rows of each.
+        layer_inputs: (encoder, layer, hidden [B, L, H]) → the arguments with which the encoder calls a layer, beside
+            hidden states and mask.
+        final_norm: Within the encoder, the norm after the last layer, where there is one.
+        absent_in_first: Within a layer, a norm that the first layer does not have.
         first_position: The position of the first token, from the config.
         eps: The LayerNorm's eps where the config cannot state it, else None.
         sinusoidal: The config's key that makes positions sinusoidal, if there is one.
         attention: The attention of transformers that the family is run with.
-        mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; or "float",
-            the same with what is added to a score.
+        mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; "float",
+            the same with what is added to a score; or "by_type", a dict of "bool" masks by the layer's type,
+            "full_attention" or "sliding_attention".
+        position_embeddings: Whether positions are learned embeddings.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
     """
 
@@ -98,13 +115,19 @@ class Family:
     mlm_transform: Callable[[Any, Tensor], Tensor]
     names: ConfigNames = ConfigNames()
     student: StudentClass | None = None
-    ffn: tuple[str, str] = ("intermediate.dense", "intermediate.intermediate_act_fn")
+    ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
+    split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    fused: Mapping[str, int] = field(default_factory=dict)
+    layer_inputs: Callable[[Any, Any, Tensor], dict[str, Any]] = lambda encoder, layer, hidden: {}
+    final_norm: str | None = None
+    absent_in_first: str | None = None
     first_position: Callable[[Any], int] = lambda config: 0
     eps: float | None = None
     sinusoidal: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
-    mask: Literal["bool", "float"] = "bool"
+    mask: Literal["bool", "float", "by_type"] = "bool"
+    position_embeddings: bool = True
     has_pooler: bool = True
 
     def student_class(self, name: str | None = None) -> StudentClass | None:
@@ -149,6 +172,10 @@ class Family:
         """Return the nn.ModuleList of the encoder's layers."""
         return self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
 
+    def get_final_norm(self, model: PreTrainedModel) -> nn.Module | None:
+        """Return the encoder's norm after the last layer, or None."""
+        return self.get_encoder(model).get_submodule(self.final_norm) if self.final_norm else None
+
     def get_decoder(self, model: PreTrainedModel) -> Any:
         """Return the vocabulary projection of a masked-LM model."""
         return model.get_submodule(self.decoder)
@@ -156,6 +183,12 @@ class Family:
     def positions(self, config: Any) -> int:
         """Return how many tokens a sequence may have."""
         return config.max_position_embeddings - self.first_position(config)
+
+    def windows(self, config: Any) -> list[int | None]:
+        """Return for each layer how far a token sees to either side; None for a layer in which it sees all others."""
+        if self.mask != "by_type":
+            return [None] * self.dims(config).depth
+        return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
 
     def dims(self, config: Any) -> Dims:
         """Return the sizes that a config states."""

@@ -13,6 +13,8 @@ from transformers import (
     CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     RobertaForMaskedLM,
     XLMRobertaForMaskedLM,
 )
@@ -87,7 +89,26 @@ def tiny_camembert(layers=3):
     return tiny_roberta(layers, CamembertForMaskedLM)
 
 
-FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+def tiny_modernbert(layers=3, **changes):
+    """Every third layer is global; in the others a token sees four to either side."""
+    config = dict(
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        local_attention=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        cls_token_id=1,
+        sep_token_id=1,
+    )
+    return randomised(ModernBertForMaskedLM(ModernBertConfig(**(config | changes))))
+
+
+FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
