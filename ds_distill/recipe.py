@@ -41,7 +41,7 @@ class Student:
             student is otherwise a DistilBERT, which has none, and makes a BERT of an ELECTRA whose embeddings are
             as wide as its layers. By default the one that the teacher's family names.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
-            they were sinusoidal before BERT's overwrote them.
+            they were sinusoidal before BERT's overwrote them. A model with rotary positions has none, and is refused.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,
             the --output of a run, or a name on the Hub. It keeps its own shape, and must have the teacher's
             vocabulary.

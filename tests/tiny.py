@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -18,6 +18,8 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     MPNetConfig,
     MPNetForMaskedLM,
     MPNetTokenizer,
@@ -30,7 +32,7 @@ from transformers import (
 from ds_distill.data.tokenizer import SPECIAL_TOKENS, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -67,6 +69,30 @@ def byte_level_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     trained.save(str(folder / "tokenizer.json"))
     RobertaTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512).save_pretrained(folder)
+
+
+def bert_like_byte_level_tokenizer(folder: Path) -> None:
+    """Train ModernBERT's kind: byte-level BPE with BERT's special tokens."""
+    marks = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", AddedToken("[MASK]", lstrip=True)]
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=marks,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    trained.train_from_iterator(SAMPLE.read_text().splitlines(), trainer)
+    trained.decoder = decoders.ByteLevel()
+    trained.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), marks, strict=True))
+    inputs = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained, model_max_length=8192, model_input_names=inputs, **names
+    ).save_pretrained(folder)
 
 
 def train_unigram(marks: list[str], unknown: str) -> Tokenizer:
@@ -147,6 +173,13 @@ def save_encoder(family: str, folder: Path) -> Path:
         mpnet_tokenizer(folder)
         size = len(PreTrainedTokenizerFast.from_pretrained(folder))
         model = MPNetForMaskedLM(MPNetConfig(vocab_size=size, max_position_embeddings=POSITIONS + 2, **SIZES))
+    elif family == "modernbert":
+        bert_like_byte_level_tokenizer(folder)
+        size = 1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values())
+        # long texts are longer than the window, and what exports are traced with is shorter
+        config = {"vocab_size": size, "max_position_embeddings": POSITIONS, "local_attention": 40, **SIZES}
+        ids = {"cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 3}
+        model = ModernBertForMaskedLM(ModernBertConfig(**config, **ids))
     else:
         (byte_level_tokenizer if family == "roberta" else sentencepiece_tokenizer)(folder)
         size = 1 + max(PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().values())

@@ -4,9 +4,11 @@ They keep whole matrices of scores, use the hidden states that transformers retu
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 PROJECTIONS = {
     "query": ("query", "q_lin", "query_proj", "q"),
@@ -19,7 +21,8 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     """Return what lies inside a model, by quantity and layer: hidden, embeddings, query, key, value; each [B, L, H].
 
     Args:
-        model: A Hugging Face masked-LM model of BERT's, DistilBERT's, DeBERTa's or MPNet's kind.
+        model: A Hugging Face masked-LM model of BERT's, DistilBERT's, DeBERTa's, MPNet's or ModernBERT's kind. Of the
+            last, queries and keys are turned by their positions, and dimensions that turn together lie side by side.
         input_ids: [B, L] int64.
         attention_mask: [B, L] or [B, 1, L, L] bool, or None.
     """
@@ -30,12 +33,39 @@ def inner_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in endings
     ]
-    outputs = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    fused: list[tuple[Any, Tensor]] = []
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, ModernBertEncoderLayer)]
+    for layer in layers:
+        hooks.append(
+            layer.attn.Wqkv.register_forward_hook(
+                lambda module, inputs, output, layer=layer: fused.append((layer, output))
+            )
+        )
+    masks: Tensor | dict[str, Tensor] | None = attention_mask
+    if layers and attention_mask is not None and attention_mask.dim() == 4:
+        places = torch.arange(input_ids.shape[1])
+        near = (places[:, None] - places).abs() <= model.config.local_attention // 2
+        masks = {"full_attention": attention_mask, "sliding_attention": attention_mask & near}
+    outputs = model(input_ids=input_ids, attention_mask=masks, output_hidden_states=True)
     for hook in hooks:
         hook.remove()
     # DeBERTa projects its relative positions with the same modules, as one row
     states = {name: [x for x in found if x.shape[:2] == input_ids.shape] for name, found in states.items()}
+    for layer, output in fused:
+        for name, x in zip(PROJECTIONS, output.chunk(3, dim=-1), strict=True):
+            states[name].append(x if name == "value" else _turn(x, layer))
     return states | {"embeddings": [outputs.hidden_states[0]], "hidden": list(outputs.hidden_states[1:])}
+
+
+def _turn(x: Tensor, layer: Any) -> Tensor:
+    """Return queries or keys [B, L, H], turned: pairs of dimensions are complex numbers, times e^(i · position · f)."""
+    half = layer.attn.head_dim // 2
+    theta = layer.config.rope_parameters[layer.attention_type]["rope_theta"]
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(x.shape[1])[:, None] * frequencies
+    pairs = x.double().unflatten(-1, (-1, 2, half))
+    turned = torch.complex(pairs[..., 0, :], pairs[..., 1, :]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    return torch.view_as_real(turned).flatten(2).to(x.dtype)
 
 
 def relation_loss(

@@ -36,16 +36,24 @@ def forward_flops_per_token(
 
     Args:
         config: The model's config.
-        length: Tokens per sequence, each of which attends to all others.
+        length: Tokens per sequence, each of which attends to all others, or to those that its layer lets it see. A
+            kernel that only masks the others computes their scores too.
         projected: The share of positions that the head runs on; 0 for a bare encoder.
         layers: How many of the layers run; all of them if None.
     """
     encoder, head = linear_shapes(config)
     dims = get_family_by_type(config.model_type).dims(config)
     share = 1.0 if layers is None else layers / dims.depth
-    seen = 2 * length + get_family_by_type(config.model_type).position_rows(config)  # keys, values, positions
-    scores_and_values = dims.depth * seen * dims.width
-    return 2.0 * (share * (_products(encoder) + scores_and_values) + projected * _products(head))
+    family = get_family_by_type(config.model_type)
+    seen = sum(2 * _seen(length, window) + family.position_rows(config) for window in family.windows(config)[:layers])
+    scores_and_values = dims.width * seen  # of keys, values and positions
+    return 2.0 * (share * _products(encoder) + scores_and_values + projected * _products(head))
+
+
+def _seen(length: int, window: int | None) -> float:
+    """Return how many tokens of a sequence a token sees, itself included, on average, up to `window` to either side."""
+    reach = length - 1 if window is None else min(window, length - 1)
+    return 2 * reach + 1 - reach * (reach + 1) / length
 
 
 def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:

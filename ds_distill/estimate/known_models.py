@@ -76,6 +76,17 @@ _DISTILBERT: Final[dict[str, Any]] = {
     "hidden_dim": 3072,
     "max_position_embeddings": 512,
 }
+_MODERNBERT_BASE: Final[dict[str, Any]] = {
+    "model_type": "modernbert",
+    "architectures": ["ModernBertForMaskedLM"],
+    "vocab_size": 50_368,
+    "hidden_size": 768,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "intermediate_size": 1152,
+    "max_position_embeddings": 8192,
+    "local_attention": 128,
+}
 # Sentence encoders have no masked-LM head.
 _SENTENCE_BERT: Final[dict[str, Any]] = _BERT_BASE | {"architectures": ["BertModel"]}
 _MINILM: Final[dict[str, Any]] = _SENTENCE_BERT | {"hidden_size": 384, "intermediate_size": 1536}
@@ -110,6 +121,12 @@ KNOWN_MODELS: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "microsoft/deberta-v3-base": (_DEBERTA_V3_BASE, 184_551_780),
     "microsoft/deberta-v3-large": (_DEBERTA_V3_BASE | _LARGE, 435_191_908),
     "microsoft/mdeberta-v3-base": (_DEBERTA_V3_BASE | {"vocab_size": 251_000}, 279_061_880),
+    "answerdotai/ModernBERT-base": (_MODERNBERT_BASE, 149_655_232),
+    "answerdotai/ModernBERT-large": (
+        _MODERNBERT_BASE | _LARGE | {"num_hidden_layers": 28, "intermediate_size": 2624},
+        395_881_664,
+    ),
+    "jhu-clsp/mmBERT-base": (_MODERNBERT_BASE | {"vocab_size": 256_000}, 307_786_240),
     "microsoft/MiniLM-L12-H384-uncased": (_MINILM, 33_391_290),
     "microsoft/Multilingual-MiniLM-L12-H384": (_MULTILINGUAL_MINILM, 117_904_565),
     "sentence-transformers/all-MiniLM-L6-v2": (_MINILM | {"num_hidden_layers": 6}, 22_744_506),

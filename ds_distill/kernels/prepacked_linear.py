@@ -34,6 +34,8 @@ def prepack_linears(model: PreTrainedModel) -> None:
                 weight = linear.weight.detach()
                 _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
                 weakref.finalize(linear, _PACKED.pop, weight.data_ptr(), None)
+        if family.ffn is None:
+            continue
         inner_name, activation_name = family.ffn
         inner = block.get_submodule(inner_name)
         if isinstance(inner, _PackedLinear) and family.dims(model.config).activation == "gelu":

@@ -51,16 +51,18 @@ class TeacherForcing:
             cu_seqlens: As of `run_encoder`.
         """
         family = get_family(model)
-        encoder, layers = family.get_encoder(model), family.get_layers(model)
+        layers, norm, encoder = family.get_layers(model), family.get_final_norm(model), family.get_encoder(model)
         options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        mask, dtype = make_attention_mask(model, attention_mask), next(model.parameters()).dtype
-        states = {}
-        for layer, site in self.inputs.items():
-            hidden = teacher[site].to(dtype)
-            output = layers[layer](hidden, mask, **options, **family.layer_inputs(encoder, hidden))
-            hidden = output[0] if isinstance(output, tuple) else output
-            states[Site("hidden", LAST if layer == self._last else layer)] = hidden
-        return states
+        dtype, outputs = next(model.parameters()).dtype, {}
+        masks: Any = make_attention_mask(model, attention_mask, next(iter(teacher.values())))
+        for number, site in self.inputs.items():
+            layer, hidden = layers[number], teacher[site].to(dtype)
+            mask = masks[layer.attention_type] if isinstance(masks, dict) else masks
+            output = layer(hidden, mask, **family.layer_inputs(encoder, layer, hidden), **options)
+            output = output[0] if isinstance(output, tuple) else output
+            is_last = number == self._last
+            outputs[Site("hidden", LAST if is_last else number)] = norm(output) if norm and is_last else output
+        return outputs
 
 
 def force_teacher(

@@ -18,9 +18,28 @@ def full_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
 
 
+def window_mask(attention_mask: Tensor | None, window: int, like: Tensor) -> Tensor | None:
+    """Return `attention_mask` without the keys that are farther from a query than `window` tokens, on either side.
+
+    Args:
+        attention_mask: [B, 1, L, L] bool, or None.
+        window: The distance.
+        like: [B, L, ...], for the length and the device.
+
+    Returns:
+        [B, 1, L, L] or [1, 1, L, L] bool; `attention_mask` itself where the window reaches from end to end.
+    """
+    length = like.shape[1]
+    if length <= window + 1:
+        return attention_mask
+    positions = torch.arange(length, device=like.device)
+    near = ((positions[:, None] - positions).abs() <= window)[None, None]
+    return near if attention_mask is None else attention_mask & near
+
+
 def make_attention_mask(
-    model: PreTrainedModel, attention_mask: Tensor | None, input_ids: Tensor | None = None
-) -> Tensor | None:
+    model: PreTrainedModel, attention_mask: Tensor | None, like: Tensor
+) -> Tensor | dict[str, Tensor | None] | None:
     """Return the `attention_mask` that a model's encoder or layers take, see `Family.mask`.
 
     transformers asks a mask of 2 dimensions whether it is true everywhere, for which the host waits for a GPU. One of 4
@@ -30,15 +49,18 @@ def make_attention_mask(
         model: A masked-LM model or a bare encoder.
         attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a query may see a key; None
             where all tokens are real.
-        input_ids: [B, L] int, where an encoder is to take the mask.
+        like: [B, L, ...], for the length and the device.
 
     Raises:
         ValueError: The mask is one of 4 dimensions, and the family takes one of tokens; see `check_keeps_apart`.
     """
     kind = get_family(model).mask
+    if kind == "by_type":
+        full = None if attention_mask is None else full_mask(attention_mask)
+        return {"full_attention": full, "sliding_attention": window_mask(full, model.config.sliding_window, like)}
     if attention_mask is None:
         # Without a mask transformers looks whether there is padding, for which the host waits too.
-        return torch.ones_like(input_ids) if kind == "tokens" and input_ids is not None else None
+        return torch.ones(like.shape[:2], dtype=torch.int, device=like.device) if kind == "tokens" else None
     if kind == "tokens":
         if attention_mask.dim() != 2:
             raise ValueError(f"a {get_family(model).name} takes no mask of {attention_mask.dim()} dimensions")

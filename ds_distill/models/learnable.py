@@ -60,6 +60,8 @@ def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]
     """Yield each parameter, tied ones once, with its layer's number, or "embeddings", or "head"."""
     family = get_family(model)
     layer_of = {id(p): number for number, layer in enumerate(family.get_layers(model)) for p in layer.parameters()}
+    if (norm := family.get_final_norm(model)) is not None:  # it has a gradient where the last layer has one
+        layer_of |= {id(parameter): len(family.get_layers(model)) - 1 for parameter in norm.parameters()}
     encoder = {id(parameter) for parameter in family.get_encoder(model).parameters()}
     for parameter in model.parameters():
         yield layer_of.get(id(parameter), "embeddings" if id(parameter) in encoder else "head"), parameter

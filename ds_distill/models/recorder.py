@@ -26,7 +26,8 @@ class Recorder:
     recorded, also where the layers are recomputed in the backward pass.
 
     Attributes:
-        states: By site, the output [B, L, H] of its projection, once the context has ended.
+        states: By site, the queries, keys or values [B, L, H], once the context has ended: the output of the layer's
+            projection, with `Family.split_projections` where one module computes all three.
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[Site]):
@@ -37,6 +38,7 @@ class Recorder:
             sites: Queries, keys and values of layers.
         """
         self.states: dict[Site, Tensor] = {}
+        self._model = model
         self._slots = {site: _slot_of(model, site) for site in sites}
 
     def __enter__(self) -> Recorder:
@@ -45,12 +47,23 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.states = {site: slot.output for site, slot in self._slots.items() if slot.output is not None}
+        self.states = self._read_slots() if error is None else {}
         for slot in self._slots.values():
             slot.records, slot.output = False, None
         if error is None and len(self.states) < len(self._slots):
             missing = ", ".join(f"{site.quantity} {site.layer}" for site in self._slots if site not in self.states)
             raise RuntimeError(f"the encoder has not computed {missing}")
+
+    def _read_slots(self) -> dict[Site, Tensor]:
+        """Return what the slots hold, by site."""
+        family, encoder = get_family(self._model), get_family(self._model).get_encoder(self._model)
+        outputs = {site: slot.output for site, slot in self._slots.items() if slot.output is not None}
+        if family.split_projections is None:
+            return outputs
+        layers = family.get_layers(self._model)
+        of_layer = {site.layer: output for site, output in outputs.items()}
+        parts = {layer: family.split_projections(encoder, layers[layer], output) for layer, output in of_layer.items()}
+        return {site: parts[site.layer][PROJECTIONS.index(site.quantity)] for site in outputs}
 
 
 class _Slot:

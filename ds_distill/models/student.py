@@ -118,7 +118,8 @@ def build_student(
         init_layers: As `spec` in `resolve_layer_map`.
         num_layers: As `student_layers` in `resolve_layer_map`.
         hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
-            heads and starts from the first rows and columns of the teacher's weights.
+            heads and starts from the first rows and columns of the teacher's weights; where one weight computes
+            several quantities, from the first rows of each.
         intermediate_size: The width of its feed-forward layers, by default the teacher's, reduced as the width is. A
             smaller one starts from the first columns of the teacher's.
         family: The student's family, by default the usual one of the teacher's students.
@@ -127,15 +128,16 @@ def build_student(
         freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
             and therefore frozen positions, which BERT's then overwrite, so their positions were
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
-            these.
+            these. Rotary positions are no embeddings, so there is nothing to freeze.
         from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size,
             intermediate_size and family are then without meaning.
 
     Raises:
-        UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, or
-            the model `from_` is not complete or has another vocabulary.
+        UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
+            model `from_` is not complete or has another vocabulary, or there are no positions to freeze.
 
-    A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have.
+    A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have, and where the first layer
+    lacks a norm that a layer between which and the teacher's it is copied does not.
     """
     layer_map, config = plan_student(
         teacher_model.config,
@@ -152,6 +154,7 @@ def build_student(
         if head:
             check_tied(teacher_model)
         _warn_of_eps(teacher_model, get_family_by_type(config.model_type))
+        _warn_of_first_layer(get_family_by_type(config.model_type), layer_map)
     if from_ is not None:
         student = load_start(find_start(from_), dropout=dropout, head=head)
     else:
@@ -215,7 +218,10 @@ def plan_student(
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
     if from_ is not None:
-        return None, plan_copy(find_start(from_), teacher, dropout)
+        config = plan_copy(find_start(from_), teacher, dropout)
+        if freeze_positions:
+            _check_positions_exist(get_family_by_type(config.model_type), config)
+        return None, config
     teacher_family = get_family_by_type(teacher.model_type)
     dims, student_class = teacher_family.dims(teacher), teacher_family.student_class(family)
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
@@ -235,14 +241,12 @@ def plan_student(
             f"student.intermediate_size = {inner}: give a whole number from 1 to the teacher's {dims.feed_forward}"
         )
     student = student_class.family if student_class else teacher_family
+    if freeze_positions:
+        _check_positions_exist(student, teacher)
     if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
             "start from the teacher's layers"
-        )
-    if freeze_positions and not student.has_positions(teacher):
-        raise UserError(
-            f"student.freeze_positions: this {student.name} has no position embeddings to freeze; leave it out"
         )
     config = student_class.make_config(teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
@@ -257,11 +261,24 @@ def plan_student(
         student.narrow(config, teacher)
     if student.names.embedding:
         setattr(config, student.names.embedding, student.embedding_width(config) * hidden // dims.width)
+    for key in student.names.per_layer:
+        entries = getattr(teacher, key)
+        layers = range(depth) if layer_map is None else layer_map
+        setattr(config, key, [entries[layer % len(entries)] for layer in layers])
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:
         setattr(config, student.sinusoidal, freeze_positions and layer_map is None)
     return layer_map, config
+
+
+def _check_positions_exist(student: Family, config: PretrainedConfig) -> None:
+    """Raise UserError where a student of this family and config has no position embeddings that could be frozen."""
+    if not student.has_positions(config):
+        raise UserError(
+            f"student.freeze_positions = true: this {student.name} has no position embeddings, so there is nothing to "
+            "freeze; leave it out"
+        )
 
 
 def find_start(name: str) -> ModelFolder:
@@ -317,7 +334,8 @@ def check_tied(teacher: PreTrainedModel) -> None:
 
 def _warn_of_eps(teacher: PreTrainedModel, student: Family) -> None:
     """Warn where a student of this family cannot have its teacher's LayerNorm eps."""
-    eps = get_family(teacher).eps or teacher.config.layer_norm_eps
+    family = get_family(teacher)
+    eps = family.eps or getattr(teacher.config, family.names.eps)
     if student.eps and eps != student.eps:
         log(
             f"warning: the teacher's layer_norm_eps is {eps:g}, {student.name}'s is fixed at {student.eps:g}: "
@@ -325,13 +343,28 @@ def _warn_of_eps(teacher: PreTrainedModel, student: Family) -> None:
         )
 
 
+def _warn_of_first_layer(student: Family, layer_map: list[int]) -> None:
+    """Warn where a norm that only the first layer lacks is not copied, because that layer moves or is joined."""
+    new = [str(layer) for layer, source in enumerate(layer_map) if layer and not source]
+    if not student.absent_in_first or (layer_map[0] == 0 and not new):
+        return
+    dropped = f"that of the teacher's layer {layer_map[0]} is dropped" if layer_map[0] else ""
+    added = f"in student layer {', '.join(new)} it starts with weights of 1" if new else ""
+    log(
+        f"warning: student.init_layers = {layer_map}: the first layer of a {student.name} has no "
+        f"{student.absent_in_first}: {' and '.join(filter(None, (dropped, added)))}, so the student starts slightly "
+        "different from the teacher's layers; a list in which 0 comes first, and only there, avoids it"
+    )
+
+
 @torch.no_grad()
 def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
     """Copy the teacher's parameters into the student's, by name.
 
     Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
-    and columns. A student of another class translates its names, see StudentClass. Where only the student has a
-    masked-LM head, the head stays as it is, but for a decoder that is tied to its word embeddings.
+    and columns, of a weight in `Family.fused` those of each of its parts. A student of another class translates its
+    names, see StudentClass. Where only the student has a masked-LM head, the head stays as it is, but for a decoder
+    that is tied to its word embeddings. A norm that only the teacher's first layer lacks stays as it is too.
     """
     family, student_family = get_family(teacher), get_family(student)
     student_class = family.student_class(student_family.name)
@@ -351,7 +384,12 @@ def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_
         name = student_layers.sub(lambda m: f"{student_family.layers}.{layer_map[int(m[1])]}.", f"{before}{name}")
         for part, counterpart in renames.items():
             name = name.replace(part, counterpart)
-        target.copy_(source[name][tuple(slice(size) for size in target.shape)])
+        module = name.rpartition(".")[0]
+        if name not in source and family.absent_in_first and module.endswith(f".{family.absent_in_first}"):
+            continue
+        parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
+        for own, other in zip(target.chunk(parts), source[name].chunk(parts), strict=True):
+            own.copy_(other[tuple(slice(size) for size in own.shape)])
 
 
 def count_parameters(model: nn.Module) -> int:

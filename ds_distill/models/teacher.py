@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family
@@ -165,9 +165,12 @@ def needed_part(model: PreTrainedModel, sites: Sequence[Site], *, head: bool) ->
     if head:
         return model
     family = get_family(model)
+    encoder = family.get_encoder(model)
     if all(site.layer != LAST for site in sites):
         del family.get_layers(model)[1 + max((0, *(site.layer for site in sites))) :]
-    return family.get_encoder(model)
+        if family.final_norm:  # transformers gives its output as that of the highest layer
+            encoder.set_submodule(family.final_norm, nn.Identity().eval())
+    return encoder
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

@@ -4,6 +4,8 @@ It replaces a mask of tokens × tokens.
 """
 
 import contextlib
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +27,20 @@ def _load_kernel() -> None:
 
 
 def varlen_unavailable_reason(
-    device: torch.device, dtype: torch.dtype, head_size: int = 64, attention: str = "sdpa"
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int = 64,
+    attention: str = "sdpa",
+    windows: Sequence[int | None] = (),
 ) -> str | None:
-    """Return why the kernel cannot serve a model of this dtype and attention head size on this device, or None.
+    """Return why the kernel cannot serve a model on this device, or None.
 
     Args:
         device: The device.
         dtype: The model's dtype.
-        head_size: The width of an attention head.
-        attention: `Family.attention` of the model's family.
+        head_size: The width of its attention heads.
+        attention: `Family.attention` of its family.
+        windows: For each layer how far a token sees to either side, or None.
     """
     if attention == "eager":
         return "the model has attention code of its own"
@@ -46,7 +53,13 @@ def varlen_unavailable_reason(
         return "the GPU is older than Ampere"
     if head_size % 8 or head_size > 256:
         return f"attention heads of {head_size}: the kernel wants a multiple of 8, at most 256"
+    if any(window is not None for window in windows) and not _takes_windows():
+        return "this torch's kernel has no window, which the model's local attention needs"
     return None if dtype in (torch.float16, torch.bfloat16) else "the model is in fp32"
+
+
+def _takes_windows() -> bool:
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
@@ -59,7 +72,7 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(_NAME)
 
 
-def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None = None) -> Tensor:
     """Return attention within documents, [B, L, heads, d].
 
     Args:
@@ -68,10 +81,12 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) 
         value: [B, heads, L, d] in 16 bit.
         starts: [n + 1] int32, where each document begins in the flattened [B · L] batch, then
             filled up with B · L.
+        window: How far a token sees to either side; None for its whole document.
     """
     batch, heads, length, size = query.shape
     flat = (x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value))
-    return varlen_attn(*flat, starts, starts, length, length).view(batch, length, heads, size)
+    options = {} if window is None else {"window_size": (window, window)}
+    return varlen_attn(*flat, starts, starts, length, length, **options).view(batch, length, heads, size)
 
 
 def _attention(
@@ -83,12 +98,15 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
     **_,
 ) -> tuple[Tensor, None]:
     # older releases of the kernel know only this scale
     usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
     if cu_seq_lens_q is not None and not dropout and usual:
-        return varlen_attention(query, key, value, cu_seq_lens_q), None
+        # transformers counts the token itself
+        window = None if sliding_window is None else sliding_window - 1
+        return varlen_attention(query, key, value, cu_seq_lens_q, window), None
     return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None
 
 

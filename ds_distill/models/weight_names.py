@@ -48,9 +48,9 @@ def _prefix(names: list[str], model: PreTrainedModel) -> str:
     """Return the prefix of the model's own names, with its dot; empty where two prefixes tie, as two models would."""
     base = model.base_model_prefix + "."
     expected = set(model.state_dict())
-    expected |= {base + name for name in expected} | {
-        name.removeprefix(base) for name in expected
-    }  # transformers finds these itself
+    has_head = any(name.startswith(base) for name in expected)
+    # transformers finds an encoder in a model with a head, and the other way round, itself
+    expected |= {name.removeprefix(base) if has_head else base + name for name in expected}
     counts: Counter[str] = Counter()
     for name in names:
         for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):

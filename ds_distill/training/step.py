@@ -70,7 +70,10 @@ class Step:
         self.compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *(teacher.models if teacher is not None else ()))
         self.varlen = documents and all(
-            varlen_unavailable_reason(device, dtype, head_size(model), get_family(model).attention) is None
+            varlen_unavailable_reason(
+                device, dtype, head_size(model), get_family(model).attention, get_family(model).windows(model.config)
+            )
+            is None
             for model in models
         )
         for model in models if self.varlen else ():

@@ -20,7 +20,15 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
-from transformers import BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+)
 
 from benchmarks.reference.recipe import reference_losses, reference_step
 from ds_distill.deepspeed_fixes import batch_gradient_copies
@@ -73,6 +81,8 @@ def random_encoder(family: str) -> PreTrainedModel:
     }
     if family == "deberta-v2":
         model = DebertaV2ForMaskedLM(DebertaV2Config(**sizes, **of_deberta))
+    elif family == "modernbert":  # in its local layers a token sees four to either side
+        model = ModernBertForMaskedLM(ModernBertConfig(**sizes, local_attention=8, pad_token_id=0))
     else:
         model = BertForMaskedLM(BertConfig(**sizes))
     for parameter in model.parameters():

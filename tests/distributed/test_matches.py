@@ -11,6 +11,7 @@ from tests.start import run_ranks
 
 STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [2]} for stage in range(4)]
 STAGES += [{"deepspeed": "zero3", "accumulations": [1], "alone": True, "checkpointing": True}]
+STAGES += [{"deepspeed": "zero3", "accumulations": [2], "alone": True, "family": "modernbert"}]
 LONG = [{"deepspeed": f"zero{stage}", "accumulations": [1, 4], "checkpointing": True} for stage in range(4)]
 LONG += [{"deepspeed": f"zero{stage}", "accumulations": [2], "alone": True} for stage in range(4)]
 COMPILED = [

@@ -60,6 +60,11 @@ def test_every_option_equals_reference(options):
         assert_equals_reference(row)
 
 
+def test_every_stage_equals_reference_with_a_modernbert():
+    for row in run_cases(2, [{"deepspeed": f"zero{stage}", "family": "modernbert"} for stage in range(4)]):
+        assert_equals_reference(row)
+
+
 def assert_equals_reference(row: dict) -> None:
     assert row["loss"] <= 1e-5, row
     assert row["gradient"] <= 1e-4, row

@@ -12,6 +12,7 @@ from ds_distill.models.families.deberta import DEBERTA_V2
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.electra import ELECTRA
 from ds_distill.models.families.family import Family
+from ds_distill.models.families.modernbert import MODERNBERT
 from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
 from ds_distill.utils.errors import UserError, did_you_mean
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
         DEBERTA_V2,
         DISTILBERT,
         ELECTRA,
+        MODERNBERT,
         MPNET,
         ROBERTA,
         XLM_ROBERTA,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ds_distill.utils.errors import UserError
@@ -25,9 +25,12 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigNames:
-    """A config's names for the sizes of `Dims`, for its dropouts, and for the dropouts in heads of tasks.
+    """A config's names for the sizes of `Dims`, its dropouts, those in heads of tasks, and the eps of its LayerNorms.
 
-    `embedding` names the width of the embeddings and of the decoder's input where that may differ from the encoder's.
+    Attributes:
+        embedding: The key of the width of the embeddings and of the decoder's input, where that may differ from the
+            encoder's.
+        per_layer: The keys of lists that have one entry for each layer.
     """
 
     depth: str = "num_hidden_layers"
@@ -38,6 +41,8 @@ class ConfigNames:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     embedding: str | None = None
+    eps: str = "layer_norm_eps"
+    per_layer: tuple[str, ...] = ()
 
     @property
     def dims(self) -> tuple[str, str, str, str, str]:
@@ -84,18 +89,26 @@ class Family:
         names: The config's names.
         student: The class of its students if no other is asked for, or None for its own.
         other_students: The classes that a student may be asked for, beside these.
-        ffn: Within a layer, the feed-forward's inner linear and the activation after it.
+        ffn: Within a layer, the feed-forward's inner linear and the activation after it; None where the activation is
+            not of all that the linear returns, as in gated layers.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
-            by side; None where there are none, as where one module computes all three.
+            by side; None where there are none.
+        split_projections: Where one module, which `projections` then names three times, computes all three: (encoder,
+            layer, its output) → (queries, keys, values), each [B, L, H].
+        fused: The modules of a layer that compute several quantities, whose rows follow each other in one weight, and
+            how many: a narrower student takes the first rows of each.
+        layer_inputs: (encoder, layer, hidden [B, L, H]) → the arguments with which the encoder calls a layer, beside
+            hidden states and mask.
+        final_norm: Within the encoder, the norm after the last layer, where there is one.
+        absent_in_first: Within a layer, a norm that the first layer does not have.
         first_position: The position of the first token, from the config.
         eps: The LayerNorm's eps where the config cannot state it, else None.
         sinusoidal: The config's key that makes positions sinusoidal, if there is one.
         attention: The attention of transformers that the family is run with.
         mask: What attention mask its encoder takes: "bool", [B, 1, L, L], true where a query may see a key; "float",
-            the same with what is added to a score; or "tokens", [B, L], true on real tokens, with which the documents
+            the same with what is added to a score; "by_type", a dict of "bool" masks by the layer's type,
+            "full_attention" or "sliding_attention"; or "tokens", [B, L], true on real tokens, with which the documents
             of a packed sequence cannot be kept apart.
-        layer_inputs: (encoder, hidden [B, L, H]) → what one of its layers takes by name beside hidden states and mask,
-            where it is called alone.
         recomputes: Whether transformers can compute its layers again in the backward pass, to save memory.
         has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
         has_positions: Whether a model of a config has position embeddings, which a student can freeze.
@@ -119,14 +132,18 @@ class Family:
     names: ConfigNames = ConfigNames()
     student: StudentClass | None = None
     other_students: tuple[StudentClass, ...] = ()
-    ffn: tuple[str, str] = ("intermediate.dense", "intermediate.intermediate_act_fn")
+    ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
+    split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    fused: Mapping[str, int] = field(default_factory=dict)
+    layer_inputs: Callable[[Any, Any, Tensor], dict[str, Any]] = lambda encoder, layer, hidden: {}
+    final_norm: str | None = None
+    absent_in_first: str | None = None
     first_position: Callable[[Any], int] = lambda config: 0
     eps: float | None = None
     sinusoidal: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
-    mask: Literal["bool", "float", "tokens"] = "bool"
-    layer_inputs: Callable[[Any, Tensor], dict[str, Tensor]] = lambda encoder, hidden: {}
+    mask: Literal["bool", "float", "by_type", "tokens"] = "bool"
     recomputes: bool = True
     has_pooler: bool = True
     has_positions: Callable[[Any], bool] = lambda config: True
@@ -188,6 +205,10 @@ class Family:
         """Return the nn.ModuleList of the encoder's layers."""
         return self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
 
+    def get_final_norm(self, model: PreTrainedModel) -> nn.Module | None:
+        """Return the encoder's norm after the last layer, or None."""
+        return self.get_encoder(model).get_submodule(self.final_norm) if self.final_norm else None
+
     def get_decoder(self, model: PreTrainedModel) -> Any:
         """Return the vocabulary projection of a masked-LM model."""
         return model.get_submodule(self.decoder)
@@ -195,6 +216,12 @@ class Family:
     def positions(self, config: Any) -> int:
         """Return how many tokens a sequence may have."""
         return config.max_position_embeddings - self.first_position(config)
+
+    def windows(self, config: Any) -> list[int | None]:
+        """Return for each layer how far a token sees to either side; None for a layer in which it sees all others."""
+        if self.mask != "by_type":
+            return [None] * self.dims(config).depth
+        return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
 
     def dims(self, config: Any) -> Dims:
         """Return the sizes that a config states."""

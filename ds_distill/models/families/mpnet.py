@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _position_bias(encoder: Any, hidden: Tensor) -> dict[str, Tensor]:
+def _position_bias(encoder: Any, layer: Any, hidden: Tensor) -> dict[str, Tensor]:
     return {"position_bias": encoder.encoder.compute_position_bias(hidden)}
 
 

@@ -9,6 +9,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     MPNetConfig,
     MPNetForMaskedLM,
     RobertaConfig,
@@ -18,7 +20,7 @@ from transformers import (
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
 from ds_distill.kernels.prepacked_linear import _PACKED, prepack_linears
-from ds_distill.models.intermediates import LAST_HIDDEN, run_encoder
+from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.compile import compile_unavailable_reason
@@ -119,6 +121,37 @@ def test_compiled_blocks_of_a_family_with_attention_of_its_own():
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
 
 
+def modernbert(layers: int = 4, **changes) -> ModernBertForMaskedLM:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    shape |= {"num_hidden_layers": layers, "local_attention": 8, "pad_token_id": 0, "max_position_embeddings": 32}
+    return ModernBertForMaskedLM(ModernBertConfig(**(shape | changes))).eval()
+
+
+def test_compiled_layers_of_two_kinds_compute_what_the_models_own_do():
+    """A layer that attends to all others, one that attends to its neighbors, and recorded queries and keys."""
+    needs_compile()
+    _, _, documents, real = masks()
+    ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
+    reference = build_student(modernbert(), init_layers=[0, 1, 3], dropout=0.0).double().train()
+    assert reference.config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
+    compiled = copy.deepcopy(reference)
+    compile_layers(compiled, CPU)
+    sites = [Site("query", 1), Site("key", 2)]
+    for mask in (None, documents[:, None]):
+        outputs = []
+        for model in (reference, compiled):
+            model.zero_grad()
+            hidden, states = run_encoder(model, ids, mask, sites=sites)
+            kept = [hidden, *states.values()]
+            sum(x[real].sin().sum() for x in kept).backward()
+            gradients = [p.grad for p in model.base_model.parameters() if p.grad is not None]
+            outputs.append([*(x[real].detach() for x in kept), *gradients])
+        assert len(outputs[0]) == len(outputs[1]) > 15
+        for expected, actual in zip(*outputs, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     """The gradient must equal the central differences of the loss, which is smooth in the weights for a fixed seed."""
@@ -185,7 +218,8 @@ def test_an_export_shows_no_trace(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dropout"] == 0.1
 
 
-def test_packed_weights_compute_what_plain_ones_do():
+@pytest.mark.parametrize("make", ["bert", "modernbert"])
+def test_packed_weights_compute_what_plain_ones_do(make):
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bf16 in oneDNN here")
     torch.manual_seed(0)
@@ -196,10 +230,12 @@ def test_packed_weights_compute_what_plain_ones_do():
         "num_attention_heads": 4,
         "intermediate_size": 96,
     }
-    plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())
+    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
+    plain = Teacher((bert if make == "bert" else modernbert(2)).bfloat16())
     packed = Teacher(copy.deepcopy(plain.model))
     prepack_linears(packed.model)
-    assert sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules()) == 12
+    count = sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules())
+    assert count == (12 if make == "bert" else 8)
     ids = torch.randint(5, 61, (3, 24))
     expected = plain.targets(ids).states[LAST_HIDDEN].float()
     for teacher in (packed, Teacher(copy.deepcopy(packed.model))):
@@ -209,4 +245,4 @@ def test_packed_weights_compute_what_plain_ones_do():
     entries = len(_PACKED)
     del packed, teacher
     gc.collect()
-    assert len(_PACKED) == entries - 12, "a packed copy outlives its model"
+    assert len(_PACKED) == entries - count, "a packed copy outlives its model"

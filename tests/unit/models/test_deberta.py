@@ -84,7 +84,9 @@ def test_sizes_that_a_narrower_student_cannot_have_are_refused():
 
 
 def test_positions_that_are_not_there_cannot_be_frozen():
-    with pytest.raises(UserError, match=r"student\.freeze_positions: this deberta-v2 has no position embeddings"):
+    with pytest.raises(
+        UserError, match=r"student\.freeze_positions = true: this deberta-v2 has no position embeddings"
+    ):
         build_student(tiny_deberta(), freeze_positions=True)
     student = build_student(tiny_deberta(position_biased_input=True), freeze_positions=True)
     frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
@@ -168,7 +170,7 @@ def test_documents_of_a_packed_sequence_cannot_be_kept_apart(tmp_path):
     with pytest.raises(UserError, match=r"attend_across_documents = false: teacher .*deberta-v3-base is a deberta-v2"):
         Estimator(recipe, [find_known_model("deberta-v3-base")], DEVICES["h100"])
     with pytest.raises(ValueError, match="deberta-v2 takes no mask of 4 dimensions"):
-        make_attention_mask(tiny_deberta(), mask)
+        make_attention_mask(tiny_deberta(), mask, tokens())
 
 
 def test_relative_positions_learn_with_the_layers_alone():

@@ -17,6 +17,8 @@ from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
     ElectraForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     MPNetForMaskedLM,
     RobertaForMaskedLM,
     XLMRobertaForMaskedLM,
@@ -94,15 +96,15 @@ def tiny_camembert(layers=3):
     return tiny_roberta(layers, CamembertForMaskedLM)
 
 
+def sizes(**changes):
+    shape = {"vocab_size": 101, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    return shape | {"max_position_embeddings": 24} | changes
+
+
 def tiny_deberta(layers=3, **changes):
     """Return a DeBERTa as v3 is: no positions and no token types, buckets of relative positions, shared projections."""
-    config = dict(
-        vocab_size=101,
-        hidden_size=32,
+    config = sizes(
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=24,
         position_biased_input=False,
         relative_attention=True,
         position_buckets=8,
@@ -114,29 +116,20 @@ def tiny_deberta(layers=3, **changes):
 
 
 def tiny_electra(layers=3, **changes):
-    config = dict(
-        vocab_size=101,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=24,
-    )
+    config = sizes(num_hidden_layers=layers, embedding_size=16)
     return randomised(ElectraForMaskedLM(ElectraForMaskedLM.config_class(**(config | changes))))
+
+
+def tiny_modernbert(layers=3, **changes):
+    """Every third layer is global; in the others a token sees four to either side."""
+    ids = {"pad_token_id": 0} | dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    config = sizes(num_hidden_layers=layers, local_attention=8, **ids)
+    return randomised(ModernBertForMaskedLM(ModernBertConfig(**(config | changes))))
 
 
 def tiny_mpnet(layers=3):
     kind = MPNetForMaskedLM
-    config = dict(
-        vocab_size=101,
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=26,
-    )
-    return randomised(kind(kind.config_class(**config)))
+    return randomised(kind(kind.config_class(**sizes(num_hidden_layers=layers, max_position_embeddings=26))))
 
 
 FAMILIES = [
@@ -145,6 +138,7 @@ FAMILIES = [
     tiny_deberta,
     tiny_distilbert,
     tiny_electra,
+    tiny_modernbert,
     tiny_mpnet,
     tiny_roberta,
     tiny_xlm_roberta,
@@ -205,7 +199,7 @@ def test_a_document_of_a_block_computes_what_it_does_alone_at_its_positions(make
 def test_a_mask_that_is_added_is_finite_in_16_bit_where_a_query_sees_nothing():
     """A padding token's own outputs must be numbers: in attention they are multiplied by 0."""
     model = tiny_mpnet().half()
-    mask = make_attention_mask(model, torch.zeros(1, 1, 2, 2, dtype=torch.bool))
+    mask = make_attention_mask(model, torch.zeros(1, 1, 2, 2, dtype=torch.bool), torch.zeros(1, 2))
     for score in (-300.0, 300.0):
         weights = (mask + torch.tensor(score, dtype=torch.float16)).softmax(-1)
         assert torch.equal(weights, torch.full_like(weights, 0.5))

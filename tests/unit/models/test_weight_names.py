@@ -11,7 +11,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, tiny_bert, tokens
 
-LAYER = r"(layer\.\d+\.)"
+LAYER = r"(layers?\.\d+\.)"
 LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 WRAPPERS = {
     "compiled": lambda name: f"_orig_mod.{name}",
