@@ -290,10 +290,10 @@ def test_a_kernel_without_windows_is_not_used(monkeypatch):
     windows = get_family(tiny_modernbert(2)).windows(tiny_modernbert(2).config)
     assert windows == [None, WINDOW] and get_family(tiny_bert(2)).windows(tiny_bert(2).config) == [None, None]
     ask = (torch.device("cuda"), torch.bfloat16, 64)
-    assert "no window" in varlen_attention.varlen_unavailable_reason(*ask, windows)
-    assert varlen_attention.varlen_unavailable_reason(*ask, [None, None]) is None
+    assert "no window" in varlen_attention.varlen_unavailable_reason(*ask, windows=windows)
+    assert varlen_attention.varlen_unavailable_reason(*ask, windows=[None, None]) is None
     monkeypatch.setattr(varlen_attention, "varlen_attn", windowed_kernel)
-    assert varlen_attention.varlen_unavailable_reason(*ask, windows) is None
+    assert varlen_attention.varlen_unavailable_reason(*ask, windows=windows) is None
 
 
 @pytest.mark.parametrize("length", [3, 12, 24])

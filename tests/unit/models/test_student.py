@@ -15,7 +15,9 @@ from tests.unit.models.test_teacher import (
     padding_mask,
     randomised,
     tiny_bert,
+    tiny_deberta,
     tiny_electra,
+    tiny_modernbert,
     tiny_mpnet,
     tiny_roberta,
     tokens,
@@ -117,8 +119,8 @@ def test_frozen_positions(layers):
     assert all(parameter.requires_grad for parameter in build_student(tiny_bert(), init_layers=layers).parameters())
 
 
-@pytest.mark.parametrize("make", FAMILIES)
-def test_frozen_positions_are_the_teachers_in_every_family(make):
+@pytest.mark.parametrize("make", [make for make in FAMILIES if make not in (tiny_deberta, tiny_modernbert)])
+def test_frozen_positions_are_the_teachers_in_every_family_that_has_them(make):
     student, family = build_student(make(), freeze_positions=True), get_family(make())
     (frozen,) = (name for name, parameter in student.named_parameters() if not parameter.requires_grad)
     assert frozen == f"{get_family(student).encoder}.embeddings.position_embeddings.weight"
