@@ -45,6 +45,7 @@ _LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFD", "NFKD", "StripAccent
 # These form clusters with the character that follows.
 _PREPENDED = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd\U000111c2\U000111c3"
 _SPACES_TO_ONE = (" {2,}", " +", r"\s+", r"\s{2,}")
+_DEBERTA_SPACES = r"\s{2,}|[\n\r\t]"
 
 
 class Encoded(NamedTuple):
@@ -212,6 +213,9 @@ def _odd_texts(normalizer: Normalizer | None, *, splits_at_marks: bool) -> str |
             patterns.append(f"[{_MARKS if splits_at_marks else ''}\\s][{_extending()}]|[{_PREPENDED}]")
         elif kind == "Replace":
             pattern = step["pattern"]
+            if pattern.get("Regex") == _DEBERTA_SPACES:
+                patterns.append(r"[^\S \n\r\t]")  # one of these alone stays as it is, within a word
+                continue
             whole = pattern.get("String", " ")
             if pattern.get("Regex") not in _SPACES_TO_ONE and (
                 re.search(r"\s", whole) or (splits_at_marks and len(whole) > 1)

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, DebertaV2Tokenizer, PreTrainedTokenizerFast
 
 from ds_distill.data import sources, token_files
 from ds_distill.data.dataset import TokenDataset
@@ -248,7 +248,12 @@ def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
     assert 0 < manifest["unknown_share"] < 0.5
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bytelevel", "unigram"])
+def pieces_of(texts: list[str]) -> list[str]:
+    """Return characters, and whole words as they stand after a space."""
+    return sorted({x for text in texts for word in text.split() for x in (*word, "\u2581", f"\u2581{word}")})
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytelevel", "unigram", "deberta"])
 def test_remembered_words_give_the_librarys_ids(kind):
     texts = [
         "Plain words, again words; words!",
@@ -258,6 +263,7 @@ def test_remembered_words_give_the_librarys_ids(kind):
         "naïve café e\u0301 中文字 日本 ½ ﬁ ﷺ ... don't U.S.A. 3.14 a_b [MASK] <mask> </s>",
         "ümlaut ÜMLAUT İ ß ſ \u200b zero\u200bwidth \u3000wide",
         "\u00a0no break ´ acute",
+        "a\u00a0b c\u2003 d\u3000e \u2028f",
         "",
         "   ",
         "🙂🙂 emoji",
@@ -286,6 +292,10 @@ def test_remembered_words_give_the_librarys_ids(kind):
         tokenizer.train_from_iterator(
             corpus, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet)
         )
+    elif kind == "deberta":
+        tokenizer = DebertaV2Tokenizer(
+            vocab=[("[UNK]", 0.0), *((piece, -len(piece) / 9) for piece in pieces_of(corpus))]
+        ).backend_tokenizer
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])

@@ -107,6 +107,7 @@ def test_compiled_blocks_compute_what_the_models_own_do():
         assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
+@pytest.mark.long
 def test_compiled_blocks_of_a_family_with_attention_of_its_own():
     needs_compile()
     ids, mask = tokens(), padding_mask()

@@ -10,6 +10,7 @@ from transformers import AutoModelForMaskedLM, DebertaV2ForMaskedLM
 from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.hardware import DEVICES
 from ds_distill.estimate.known_models import find_known_model
+from ds_distill.finetune.heads import load_for_task
 from ds_distill.losses.objective import Objective
 from ds_distill.models.attention_mask import check_keeps_apart, make_attention_mask
 from ds_distill.models.families import get_family
@@ -20,6 +21,7 @@ from ds_distill.models.student import build_student, plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.preflight.models import check_teachers_fit
 from ds_distill.recipe import Data, Losses, Match, Recipe
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import padding_mask, randomised, tiny_bert, tiny_deberta, tokens
 
@@ -72,6 +74,19 @@ def test_a_narrower_student_of_every_kind_has_the_teachers_first_columns(kind):
         assert torch.equal(parameter, whole[tuple(slice(size) for size in parameter.shape)]), name
     assert student(tokens()).logits.shape == (3, 12, 101)
     type(student)(plan_student(config, num_layers=1)[1])  # a student of the student
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad", "ner"])
+def test_a_narrower_student_is_fine_tuned_with_the_heads_of_its_class(task, tmp_path):
+    """Its pooler has its own width, and all dropouts of the head are set."""
+    student = build_student(tiny_deberta(4), hidden_size=16, head=False)
+    student.save_pretrained(tmp_path)
+    model = load_for_task(str(tmp_path), get_task(task), "model", tuned=False, dropout=0.25).train()
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    encoder = dict(model.deberta.named_parameters())
+    assert all(torch.equal(encoder[name], parameter) for name, parameter in student.named_parameters())
+    sum(output.float().sum() for output in model(tokens()).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_sizes_that_a_narrower_student_cannot_have_are_refused():
