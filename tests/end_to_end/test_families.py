@@ -41,8 +41,8 @@ SMALL = [
 def as_the_hub_has_them(family: str, folder) -> None:
     """Give the teacher the older files that the hub has.
 
-    These are BERT's vocab.txt with a vocabulary padded to a multiple of 64, RoBERTa's two BPE files
-    with weights in fp16, and XLM-R's weights in bf16.
+    These are BERT's vocab.txt with a vocabulary padded to a multiple of 64, as ModernBERT's is too,
+    RoBERTa's two BPE files with weights in fp16, and XLM-R's weights in bf16.
     """
     model = AutoModelForMaskedLM.from_pretrained(folder)
     if family in ("bert", "roberta"):
@@ -50,7 +50,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
         assert (folder / ("vocab.txt" if family == "bert" else "merges.txt")).is_file()
-    if family == "bert":
+    if family in ("bert", "modernbert"):
         model.resize_token_embeddings(pad_to_multiple_of=64)
     if family != "distilbert":
         dtype = {"roberta": torch.float16, "xlm-roberta": torch.bfloat16}.get(family, torch.float32)
