@@ -231,28 +231,32 @@ def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
 
 
 def varlen(device: torch.device) -> Iterator[Check]:
-    """Check attention within documents in 16 bits."""
+    """Check attention within documents, and within a window there, in 16 bits."""
     for dtype in precisions(device)[1:]:
-        yield Check(
-            f"attention within documents, {short(dtype)}",
-            ROUNDED[dtype],
-            functools.partial(varlen_error, device, dtype),
-        )
+        for window in (None, 64):
+            yield Check(
+                f"attention within documents{f', window {window}' if window else ''}, {short(dtype)}",
+                ROUNDED[dtype],
+                functools.partial(varlen_error, device, dtype, window),
+            )
 
 
-def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+def varlen_error(device: torch.device, dtype: torch.dtype, window: int | None) -> tuple[float, str]:
     """Compare attention within documents with softmax under a mask in fp32: output and gradients."""
-    unless(varlen_unavailable_reason(device, dtype))
+    unless(varlen_unavailable_reason(device, dtype, windows=[window]))
     length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
     document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
     mask = document[:, None, :, None] == document[:, None, None, :]
+    if window is not None:
+        positions = torch.arange(length, device=device)
+        mask = mask & ((positions[:, None] - positions).abs() <= window)
     padded = torch.tensor(starts + [4 * length] * (64 - len(starts)), dtype=torch.int32, device=device)
     q, k, v, g = (torch.randn(4, 8, length, 64, device=device).to(dtype) for _ in range(4))
     outputs = []
     for kernel in (True, False):
         x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
         out = (
-            varlen_attention(*x, padded).transpose(1, 2)
+            varlen_attention(*x, padded, window).transpose(1, 2)
             if kernel
             else torch.nn.functional.scaled_dot_product_attention(*x, mask)
         )

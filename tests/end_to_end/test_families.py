@@ -42,7 +42,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
     """Give the teacher the older files that the hub has.
 
     These are BERT's vocab.txt, RoBERTa's two BPE files with weights in fp16, XLM-R's weights in bf16, and the
-    vocabularies of BERT and DeBERTa padded, here to a multiple of 64.
+    vocabularies of BERT, DeBERTa and ModernBERT padded, here to a multiple of 64.
     """
     model = AutoModelForMaskedLM.from_pretrained(folder)
     if family in ("bert", "roberta"):
@@ -50,7 +50,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
         assert (folder / ("vocab.txt" if family == "bert" else "merges.txt")).is_file()
-    if family in ("bert", "deberta-v2"):
+    if family in ("bert", "deberta-v2", "modernbert"):
         model.resize_token_embeddings(pad_to_multiple_of=64)
     if family != "distilbert":
         dtype = {"roberta": torch.float16, "xlm-roberta": torch.bfloat16}.get(family, torch.float32)

@@ -1,6 +1,7 @@
 """Test what only ModernBERT has: local layers, rotary positions, fused weights, and a first layer without a norm."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ds_distill.models.attention_mask import make_attention_mask
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.learnable import freeze_all_but
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student, plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match
@@ -114,6 +116,27 @@ def test_layers_keep_their_kinds():
     _, student = plan_student(config, init_layers="random", num_layers=9)
     assert len(student.layer_types) == 9
     assert config.layer_types == types and config.num_hidden_layers == 7
+
+
+def test_a_folder_of_an_earlier_transformers_is_read(tmp_path):
+    """Its config names neither the layers' kinds nor the rotary parameters; those of the student that is saved do."""
+    model = tiny_modernbert(5, layer_types=[GLOBAL, LOCAL] * 2 + [GLOBAL])
+    for parameters in model.config.rope_parameters.values():
+        parameters["rope_theta"] = 160.0
+    model = randomised(type(model)(model.config))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layer_types"], config["rope_parameters"]
+    config |= {"global_attn_every_n_layers": 2, "global_rope_theta": 160.0, "local_rope_theta": 160.0}
+    config |= {"position_embedding_type": "absolute", "reference_compile": False, "repad_logits_with_grad": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_masked_lm(str(tmp_path))
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+    student = build_student(loaded, init_layers=[0, 2, 3]).eval()
+    student.save_pretrained(tmp_path / "student")
+    again = load_masked_lm(str(tmp_path / "student"))
+    assert again.config.layer_types == [GLOBAL, GLOBAL, LOCAL]
+    assert torch.equal(again(tokens()).logits, student(tokens()).logits)
 
 
 def test_a_narrower_student_takes_the_first_rows_of_each_part():
