@@ -438,7 +438,8 @@ def make_summary(
         "metric": metric,
         metric: dev[metric],
         "metrics": dev,
-        "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
+        # not `precision`, which is a metric of tags
+        "seeds": [{"seed": run["seed"], **run["metrics"], "number_format": run["precision"]} for run in best],
         "settings": best[0]["settings"] | {"max_length": best[0]["length"]},
         "grid": points if len(points) > 1 else [],
         "model": model,
