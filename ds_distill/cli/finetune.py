@@ -162,7 +162,7 @@ def run(options) -> dict:
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     columns = {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}
     rows.append({"seed": "median"} | summary["metrics"])
-    if "constant" in summary:
+    if summary.get("constant"):  # tags of words and several labels have none
         rows.append({"seed": "constant answer"} | summary["constant"])
     print(table(rows, columns))
     return summary

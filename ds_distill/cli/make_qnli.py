@@ -8,6 +8,7 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 from ds_distill.reporting.closing import format_closing, sibling
 from ds_distill.reporting.tables import aligned
+from ds_distill.run_folder import RunFolder
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError, expand_user
@@ -45,7 +46,7 @@ def check(options) -> None:
 def check_paths(options) -> None:
     if options.squad:
         for split in SPLITS:
-            split_files(expand_user(options.squad), split)
+            split_files(expand_user(options.squad), split, "--squad")
     arguments.check_writable(options.output)
 
 
@@ -59,7 +60,7 @@ def run(options) -> dict:
     questions = {split: load_questions(task, split, options.squad) for split in SPLITS}
     if shared := count_shared_paragraphs(questions["train"], questions["validation"]):
         log(f"{shared:,} paragraphs are both in train and in validation, whose scores will be too high")
-    output.mkdir(parents=True, exist_ok=True)
+    files = {}
     for split in SPLITS:
         with spinner(f"pairing the questions of {split} with sentences"):
             pairs, left_out = make_pairs(questions[split])
@@ -67,11 +68,31 @@ def run(options) -> dict:
             raise UserError(
                 f"--squad {options.squad}: no question of {split} has an answer; give questions with answers"
             )
-        write_atomically(output / f"{split}.jsonl", "".join(f"{json_text(pair._asdict())}\n" for pair in pairs))
+        files[output / f"{split}.jsonl"] = "".join(f"{json_text(pair._asdict())}\n" for pair in pairs)
         counts = {label: sum(pair.label == label for pair in pairs) for label in (HOLDS, LACKS)}
         left_out = left_out + questions[split].left_out
         summary[split] = {"questions": len(questions[split]), "examples": len(pairs), **counts, "left_out": left_out}
+    _check_unused(output, files)
+    output.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        write_atomically(file, text)
     return {"output": options.output, **summary}
+
+
+def _check_unused(output: Path, files: dict[Path, str]) -> None:
+    """Raise UserError where a folder has a run, or files of the splits that are not those that would be written."""
+    remedy = "choose another folder, or remove it"
+    if RunFolder(output).identity.is_file():
+        raise UserError(f"--output {output}: holds a run; choose another folder")
+    for found in sorted(file for name in ("train", "validation", "dev") for file in output.glob(f"{name}.*")):
+        if found.suffix == ".partial":
+            continue  # of a start that was killed
+        if found not in files:
+            raise UserError(
+                f"--output {output}: has {found.name}, beside which no other files of QNLI may be; {remedy}"
+            )
+        if found.read_bytes() != files[found].encode():
+            raise UserError(f"--output {output}: has another {found.name}, which would be lost; {remedy}")
 
 
 def closing(options, summary: dict) -> str:

@@ -16,6 +16,7 @@ from ds_distill.reporting.heldout import heldout_cells
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.own_task import is_task_file
 from ds_distill.tracking.choice import Tracker, check_installed
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -97,7 +98,12 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the masked-LM teacher to tune")
     check_settings(_settings(options), options.tasks, options.mlm_fraction, options.seed)
     for task in options.tasks:
-        if get_task(task).tokens:
+        if is_task_file(task):
+            raise UserError(
+                f"--tasks {task}: a task of your own is not tuned together with other tasks; leave it out, and "
+                "fine-tune the teacher on it with `finetune`"
+            )
+        if get_task(task, "--tasks").tokens:
             raise UserError(f"--tasks {task}: tags of words are not tuned together with other tasks; leave it out")
     if not options.tokens and not options.corpus:
         raise UserError(

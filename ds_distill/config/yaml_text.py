@@ -77,8 +77,13 @@ def load_yaml(text: str, source: str) -> object:
         raise UserError(f"{source}{position}: {problem}; correct the YAML there") from error
 
 
-def load_keys(text: str, source: str) -> dict:
+def load_keys(text: str, source: str, example: str = "training: {seed: 1}") -> dict:
     """Return the keys that the YAML document `text` holds.
+
+    Args:
+        text: The document.
+        source: What errors begin with.
+        example: Keys that such a document may hold, for errors.
 
     Raises:
         UserError: As in load_yaml, and for a document without keys.
@@ -86,7 +91,7 @@ def load_keys(text: str, source: str) -> dict:
     content = load_yaml(text, source)
     if not isinstance(content, dict):
         kind = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
-        raise UserError(f"{source}: contains {kind}; it must contain keys, such as training: {{seed: 1}}")
+        raise UserError(f"{source}: contains {kind}; it must contain keys, such as {example}")
     return content
 
 
@@ -95,4 +100,4 @@ def read_recipe(file: Path, source: str) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 text ({error}); save the recipe as UTF-8") from error
+        raise UserError(f"{source}: not UTF-8 text ({error}); save it as UTF-8") from error

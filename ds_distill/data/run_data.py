@@ -240,17 +240,21 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
         log(f"{which}, {count:,} have no token masked: those of {max(never)} tokens or fewer")
 
 
-def open_heldout(tokens: Path) -> TokenDataset:
+def open_heldout(
+    tokens: Path, remedy: str = "set data.heldout_fraction above 0, and give more than one document"
+) -> TokenDataset:
     """Return the held-out part of a prepared folder.
+
+    Args:
+        tokens: The folder.
+        remedy: What to do where it has none, for errors.
 
     Raises:
         UserError: If it is empty.
     """
     part = TokenDataset.open(tokens, "heldout")
     if not len(part):
-        raise UserError(
-            f"{tokens}: no held-out text; set data.heldout_fraction above 0, and give more than one document"
-        )
+        raise UserError(f"{tokens}: no held-out text; {remedy}")
     return part
 
 

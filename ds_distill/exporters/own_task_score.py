@@ -16,7 +16,7 @@ from ds_distill.models.inputs import encode_rows
 from ds_distill.tasks.catalog import OwnData, Task
 from ds_distill.tasks.examples import get_file_suffix
 from ds_distill.tasks.metrics import Measured, scores
-from ds_distill.tasks.own_examples import load_own, number_labels, read_own
+from ds_distill.tasks.own_examples import load_own, number_labels, read_own, renumber_labels
 from ds_distill.tasks.own_task import TAGGED_FORMATS, is_task_file, load_task
 from ds_distill.utils.console import log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
@@ -54,8 +54,8 @@ def own_dev_set(source: ExportModel, data: str) -> DevSet:
                 f"{', '.join(labels)}; give the task that the model was fine-tuned on"
             )
         if not task.regression and task.labels != labels:
+            examples = renumber_labels(examples, task, labels)
             task = replace(task, labels=labels)
-            examples = number_labels(task, read_own(task, file)) if own.dev else examples
     else:
         examples = number_labels(task, read_own(task, file))
     length, metrics = get_length(source), task.metrics[:1]

@@ -29,16 +29,28 @@ def read_augmented(folder: Path, data: Data) -> list[dict[str, Any]]:
     file = find_rows(folder)
     try:
         made_of = read_json_object(RunFolder(folder).identity)
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        with file.open(encoding="utf-8") as stream:  # which ends lines at line feeds alone, not at U+2028 in a text
+            rows = [_check_row(json.loads(line), data.task.texts, number) for number, line in enumerate(stream, 1)]
     except (OSError, ValueError) as error:
         raise UserError(f"--augmented {folder}: cannot be read ({error}); write it anew") from error
     for key, here in (("task", data.task.name), ("data", data.fingerprint)):
         if made_of.get(key) != here:
             raise UserError(
-                f"--augmented {folder}: was made of another {'task' if key == 'task' else 'training set'} "
-                f"({made_of.get(key)}, here {here}); write it anew with `ds-distill augment`"
+                f"--augmented {folder}: was made of another task or of other files ({key} was {made_of.get(key)}, is "
+                f"{here}); write it anew with `ds-distill augment`"
             )
     return rows
+
+
+def _check_row(row: Any, texts: Sequence[str], line: int) -> dict[str, Any]:
+    """Return a row; raise ValueError where it is not one that `augment` writes, as after an edit by hand."""
+    try:
+        known = isinstance(row["source"], int | str) and isinstance(row["how"], str) and isinstance(row["copy"], int)
+        if known and all(isinstance(row["texts"][name], str) for name in texts):
+            return row
+    except (TypeError, KeyError):
+        pass
+    raise ValueError(f"line {line} has no source, copy, how and texts with {', '.join(texts)}")
 
 
 def add_augmented(
@@ -58,12 +70,21 @@ def add_augmented(
         tokenizer: The tokenizer.
         settings: What copies to use, and of how many training examples.
         length: The most tokens of an example, or of a question's span.
+
+    Raises:
+        UserError: No row is to be used.
     """
     used = _used_sources(data, settings.max_train_samples)
     copies = settings.augmented_copies
     rows = [
         row for row in rows if (row["source"] in used or row["how"] == CLOZE) and (not copies or row["copy"] <= copies)
     ]
+    if not rows:
+        raise UserError(
+            f"--augmented: none of its rows is a copy of the training examples that are used "
+            f"(finetune.max_train_samples = {settings.max_train_samples}, finetune.augmented_copies = {copies}); raise "
+            "these, or leave it out"
+        )
     if data.task.spans:
         questions = [
             Question(f"augmented {number}", row["texts"]["question"], row["texts"]["context"], ())

@@ -151,7 +151,7 @@ def encode_sets(
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
-            f"labeled {names}; use more examples (0 means all), or give --data in random order"
+            f"labeled {names}; use more examples (0 means all), or put the training examples in random order"
         )
     if data.task.tokens:
         return EncodedTask(keep_labeled(encode_sentences(examples, tokenizer, length)[0]), dev, length)

@@ -278,12 +278,15 @@ def _finished_before(output: Path, points: list[FinetuneConfig], seeds: list[int
 def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str, steps: int) -> dict[str, str]:
     """Return the lines of the header of a plan, whose model is `described`."""
     counts = plan.data.counts
+    most = max(point.max_train_samples or counts["train"] for point in points)
+    added = max(_count_augmented(plan.encode_sets(point)).get("augmented", 0) for point in points)
+    texts = f" and {added:,} augmented texts" if added else ""
     precision = " and ".join(dict.fromkeys(resolve_precision(point, plan.device) for point in points))
     runs = f"{len(points)} settings × " if len(points) > 1 else ""
     return {
         plan.task.name: described + _describe_teachers(plan.teachers),
         "device": f"{describe_device(plan.device, 1)}, {precision}",
-        "data": f"{counts['train']:,} training examples, {counts['dev']:,} to score",
+        "data": f"{min(most, counts['train']):,} training examples{texts}, {counts['dev']:,} to score",
         "steps": f"{steps:,} in all: {runs}{len(seeds)} seed{'s' * (len(seeds) != 1)}",
         "output": str(plan.output),
     }
@@ -442,7 +445,8 @@ def make_summary(
         "metric": metric,
         metric: dev[metric],
         "metrics": dev,
-        "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
+        # not `precision`, which is a metric of tags
+        "seeds": [{"seed": run["seed"], **run["metrics"], "number_format": run["precision"]} for run in best],
         "settings": best[0]["settings"] | {"max_length": best[0]["length"]},
         "grid": points if len(points) > 1 else [],
         "model": model,

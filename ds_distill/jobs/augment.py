@@ -14,9 +14,17 @@ import torch
 
 from ds_distill.augment import CLOZE, FILE
 from ds_distill.augment.copies import copy_examples
-from ds_distill.augment.questions import copy_questions, make_cloze_questions
+from ds_distill.augment.questions import (
+    FEWEST_WORDS,
+    MOST_WORDS,
+    SENTENCES,
+    copy_questions,
+    make_cloze_questions,
+)
 from ds_distill.augment.words import WordProposer
+from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.readers import documents
+from ds_distill.data.sources import split_inputs
 from ds_distill.finetune.data import load_data
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
@@ -71,7 +79,7 @@ def augment(
         "copies": copies,
         "seed": seed,
         "cloze": cloze,
-        "corpus": corpus if cloze else None,
+        "corpus": content_fingerprint(split_inputs(corpus or []))[:16] if cloze else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if (stored := read_summary(output)) is not None and (output / FILE).is_file():
@@ -89,15 +97,17 @@ def augment(
             }
         )
         with explain_disk_full(output), explain_out_of_memory("--model: give a smaller one"):
-            parts = _write_parts(output, task_data.train, task, proposer, copies, seed)
-        if cloze:
-            parts.append(_write(output, CLOZE, islice(make_cloze_questions(documents(corpus or []), seed), cloze)))
-        summary = _join(output, parts) | {"task": task.name, "examples": count, "copies": copies, "seed": seed}
+            parts = _write_parts(output, task_data.train, task, proposer, copies, seed) if copies else []
+            if cloze:
+                parts.append(_write_cloze(output, corpus or [], cloze, seed))
+            summary = _join(output, parts, copies, cloze) | {
+                "task": task.name,
+                "examples": count,
+                "copies": copies,
+                "seed": seed,
+            }
         if cloze and summary["how"].get(CLOZE, 0) < cloze:
-            log(
-                f"--cloze {cloze}: the corpus yields {summary['how'].get(CLOZE, 0):,} questions; its lines are the "
-                "paragraphs, of 60 to 250 words"
-            )
+            log(_few_questions(cloze, summary["how"].get(CLOZE, 0)))
         write_record(output)
     return summary | {"output": str(output), "file": str(output / FILE)}
 
@@ -130,6 +140,18 @@ def _questions_maker(train: Questions):
     return make
 
 
+def _write_cloze(output: Path, corpus: list[str], cloze: int, seed: int) -> Path:
+    """Write `cloze` questions made of a corpus, or as many as it yields, into a file, and return the file."""
+    with progress(cloze, "cloze questions", "question") as bar:
+
+        def counted() -> Iterator[dict]:
+            for row in islice(make_cloze_questions(documents(corpus), seed), cloze):
+                bar.update(1)
+                yield row
+
+        return _write(output, CLOZE, counted())
+
+
 def _write(output: Path, name: str, rows: Iterable[dict]) -> Path:
     """Write rows as JSON lines into a file of their own, unless it is there, and return it."""
     file = output / "parts" / f"{name}.jsonl"
@@ -139,17 +161,27 @@ def _write(output: Path, name: str, rows: Iterable[dict]) -> Path:
     return file
 
 
-def _join(output: Path, parts: list[Path]) -> dict:
+def _few_questions(cloze: int, found: int) -> str:
+    return (
+        f"--cloze {cloze}: the corpus yields {found:,} questions, made of lines of {FEWEST_WORDS} to {MOST_WORDS} "
+        f"words with {SENTENCES} sentences or more"
+    )
+
+
+def _join(output: Path, parts: list[Path], copies: int, cloze: int) -> dict:
     """Join the parts into one file, remove them, and return how many rows there are, by how they were made."""
     how: Counter[str] = Counter()
     partial_file = output / f"{FILE}.partial"
     with partial_file.open("w", encoding="utf-8") as whole:
         for part in parts:
-            for line in part.read_text(encoding="utf-8").splitlines():
-                how[json.loads(line)["how"]] += 1
-                whole.write(line + "\n")
+            # A stream ends lines at line feeds alone; splitlines would cut a text at U+2028, which JSON may hold.
+            with part.open(encoding="utf-8") as stream:
+                for line in stream:
+                    how[json.loads(line)["how"]] += 1
+                    whole.write(line)
     if not how:
-        raise UserError(f"{output}: no copy differs from its example: no word of the texts can be replaced")
+        problem = "no copy differs from its example: no word of the texts can be replaced by the model of --model"
+        raise UserError(f"{output}: {problem if copies else _few_questions(cloze, 0)}; give others")
     partial_file.replace(output / FILE)
     for part in parts:
         part.unlink()

@@ -159,7 +159,8 @@ def _prepare_text(teacher: ModelFolder, output: Path, corpus: list[str], tokens:
     elif not is_prepared(folder, corpus, teacher.tokenizer, recipe):
         prepare_tokens(corpus, teacher.tokenizer, folder, recipe)
     check_fits_prepared_tokens(TokenDataset.open(folder, "train"), teacher)
-    open_heldout(folder)
+    more = "give --corpus text of more documents, which blank lines separate, and another --output"
+    open_heldout(folder, "prepare it with data.heldout_fraction above 0" if tokens else more)
     return recipe, folder
 
 

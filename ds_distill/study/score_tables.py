@@ -45,13 +45,10 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
     """Return tables 1 and 2: one row per model with the share it keeps of its teacher, and the paper's rows."""
     teacher, constant = find_teacher(rows), make_constant_row(rows)
     sections = []
-    precisions = {
-        seed["precision"]
-        for row in rows
-        for result in row["tasks"].values()
-        for seed in result["seeds"]
-        if "precision" in seed
-    }
+    seeds = [seed for row in rows for result in row["tasks"].values() for seed in result["seeds"]]
+    # earlier versions called it precision, as a metric of tags is called
+    formats = [seed.get("number_format", seed.get("precision")) for seed in seeds]
+    precisions = {given for given in formats if isinstance(given, str)}
     others = (*OTHER_TASKS, *(task for task in tasks if task not in TASKS))
     for heading, names in (("Scores on GLUE's dev sets", GLUE), ("Scores on other tasks", others)):
         shown_tasks = [task for task in names if task in tasks]

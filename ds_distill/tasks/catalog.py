@@ -145,15 +145,19 @@ def normalize_name(name: object) -> str:
 OWN_TASK = "for a task with labels of its own, give a YAML file: 'Use your own task' in docs/guide/finetuning.md"
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, option: str = "--task") -> Task:
     """Return the task of this name.
+
+    Args:
+        name: The name.
+        option: The option that gave it, for errors. `--tasks`, those of multitask, take no YAML file.
 
     Raises:
         UserError: If there is none. The message has the nearest name.
     """
     if name not in TASKS:
         raise UserError(
-            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS, 0.6)}; the tasks are "
-            f"{', '.join(TASKS)}; {OWN_TASK}"
+            f"{option} {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS, 0.6)}; the tasks are "
+            f"{', '.join(TASKS)}{f'; {OWN_TASK}' if option == '--task' else ''}"
         )
     return TASKS[name]

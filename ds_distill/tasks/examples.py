@@ -66,12 +66,17 @@ class Examples:
         return Examples([column[part] for column in self.texts], self.labels[part], self.left_out)
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
+def split_files(folder: Path, split: str, option: str = "--data") -> list[Path]:
     """Return the file of a split in a folder, as a list of one.
 
     The name is SPLIT.jsonl, .tsv, .csv, .parquet or .json, with or without .gz or .zst, SQuAD's
     SPLIT-v1.1.json, or a hub download's SPLIT-00000-of-00001.parquet. Otherwise it is the data
     set's own dev* for validation*.
+
+    Args:
+        folder: The folder.
+        split: The name of the split.
+        option: The option that gave the folder, for errors.
 
     Raises:
         UserError: If there is no such file, or more than one.
@@ -97,8 +102,8 @@ def split_files(folder: Path, split: str) -> list[Path]:
             else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
         )
         raise UserError(
-            f"--data {folder}: exactly one file {expected} is needed ({', '.join(FILE_FORMATS)}, plain, .gz or .zst), "
-            f"{problem}"
+            f"{option} {folder}: exactly one file {expected} is needed ({', '.join(FILE_FORMATS)}, plain, .gz or "
+            f".zst), {problem}"
         )
     return files
 

@@ -114,9 +114,13 @@ def parse_number(label: Any) -> int | None:
 def match_classes(labels: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """Return which of `names` each of a model's `labels` stands for.
 
-    It is None unless each of `names` is meant by exactly one of them. Labels that are numbered from
-    1 on are in the order of their numbers.
+    It is None unless each of `names` is meant by exactly one of them. Labels that are not the names
+    themselves and are numbered from 1 on are in the order of their numbers.
     """
+    if sorted(labels) == sorted(names) and len(set(names)) == len(names):
+        return [
+            list(names).index(label) for label in labels
+        ]  # also where the names are numbers in an order of their own
     numbers = [parse_number(name) for name in labels]
     if sorted(number or 0 for number in numbers) == list(range(1, len(labels) + 1)):
         matches: list[int | None] = [number - 1 for number in numbers if number is not None]

@@ -19,6 +19,7 @@ from ds_distill.utils.errors import UserError, did_you_mean
 
 SHOWN = 8  # how many labels a message names
 MANY = 20  # more labels than this, with decimals among them, are numbers to predict
+LARGEST = 1e18  # of a number to predict, whose loss is a square in fp32
 POSITIVE = {"1": 1.0, "true": 1.0, "0": 0.0, "false": 0.0}
 
 
@@ -72,7 +73,8 @@ def read_own(task: Task, file: Path) -> list[Row]:
     else:
         rows = [Row(file, [line], *_read_row(task, row, f"{file}, line {line}")) for line, row in read_rows(file)]
     if not rows:
-        raise UserError(f"{file}: the file contains no examples; give a file with a header and a row for each example")
+        expected = "a word and its tag on each line" if task.tokens else "a header and a row for each example"
+        raise UserError(f"{file}: the file contains no examples; give a file with {expected}")
     return rows
 
 
@@ -94,6 +96,28 @@ def number_labels(task: Task, rows: Sequence[Row]) -> Examples:
         else:
             labels.append(numbers if task.tokens else numbers[0])
     return Examples([[row.texts[place] for row in rows] for place in range(len(task.texts))], labels)
+
+
+def renumber_labels(examples: Examples, task: Task, labels: Sequence[str]) -> Examples:
+    """Return examples whose labels are numbered in another order.
+
+    They are not read again by other names, because numbers in a file are in the order of its task.
+
+    Args:
+        examples: Those of the task.
+        task: The task, whose labels are names.
+        labels: The same names, in another order.
+    """
+    new = [labels.index(name) for name in task.labels]
+    renumbered: list[Any]
+    if task.multi_label:
+        old = [task.labels.index(name) for name in labels]
+        renumbered = [[given[number] for number in old] for given in examples.labels]
+    elif task.tokens:
+        renumbered = [[new[number] for number in tags] for tags in examples.labels]
+    else:
+        renumbered = [new[number] for number in examples.labels]
+    return replace(examples, labels=renumbered)
 
 
 def _own(task: Task) -> OwnData:
@@ -135,11 +159,16 @@ def _read_row(task: Task, row: dict, where: str) -> tuple[list[str], list[Any]]:
 
 def _parse_number(value: Any, column: str, where: str) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{where}: {value!r} in column {column}: not a number; correct the line, or remove it")
+    if abs(number) > LARGEST:
+        raise UserError(
+            f"{where}: {value!r} in column {column}: its square is no number in fp32; scale the numbers of the column "
+            "to a range such as 0 to 5"
+        )
     return number
 
 
@@ -153,7 +182,7 @@ def _name(value: Any, column: str, where: str) -> str:
             f"{where}: {what} in column {column}; complete the line or remove it (a number to predict is of kind: "
             "regression, several labels are of kind: multi-label)"
         )
-    return str(value).strip()
+    return replace_surrogates(str(value).strip())
 
 
 def _is_fraction(name: str) -> bool:

@@ -76,7 +76,11 @@ def load_task(file: Path) -> Task:
     if not file.is_file():
         raise UserError(f"--task {file}: no such file; give the YAML file of a task, or one of {', '.join(TASKS)}")
     source = str(file)
-    keys = {key: value for key, value in load_keys(read_recipe(file, source), source).items() if value is not None}
+    keys = {
+        key: value
+        for key, value in load_keys(read_recipe(file, source), source, "text: text").items()
+        if value is not None
+    }
     for key in keys:
         if key not in KEYS:
             raise UserError(f"{source}: {key}: no such key{did_you_mean(key, KEYS)}; the keys are {', '.join(KEYS)}")
@@ -97,6 +101,11 @@ def load_task(file: Path) -> Task:
     metrics = _metrics(keys, kind, source)
     texts = _texts(keys, kind, source)
     label, labels = _labels(keys, kind, source)
+    if both := [column for column in texts if column in label]:
+        raise UserError(
+            f"{source}: label: {both[0]}: is a column of the text, too, so a model would read the answer; name the "
+            "column of the label"
+        )
     if kind == "token-classification" and metrics != ("accuracy",) and labels:
         if any(tag == OUTSIDE or tag[:2] in ("B-", "I-") for tag in labels):
             raise UserError(

@@ -6,6 +6,7 @@ Ramshaw and Marcus 1995, in the form in which each entity begins with B.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def _lines(file: Path) -> Iterator[Sentence]:
     try:
         with open_text(file) as stream:
             for number, line in enumerate(stream, 1):
-                fields = line.split("\t") if "\t" in line.strip() else line.split()
+                # Spaces and tabs alone separate: a no-break space is part of a word, as in 10 000.
+                fields = line.split("\t") if "\t" in line.strip() else re.split(" +", line.strip())
                 fields = [field.strip() for field in fields]
                 if not any(fields) or fields[0] == DOCUMENT:
                     if sentence.words:
@@ -82,7 +84,7 @@ def _lines(file: Path) -> Iterator[Sentence]:
                     )
                 sentence.lines.append(number)
                 sentence.words.append(replace_surrogates(fields[0]))
-                sentence.tags.append(fields[-1])
+                sentence.tags.append(replace_surrogates(fields[-1]))
     except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
     if sentence.words:
@@ -102,10 +104,15 @@ def _rows(file: Path, text: str, label: str, types: Sequence[str]) -> Iterator[S
                     f"one of their tags in `{label}`, or name other columns as `text` and `label` of the task"
                 )
         words, tags = row[text], row[label]
-        if len(words) != len(tags) or not all(isinstance(word, str) for word in words):
+        if len(words) != len(tags):
             raise UserError(f"{where}: {len(words)} words, but {len(tags)} tags; give each word, as text, one tag")
+        if others := [word for word in words if not isinstance(word, str)]:
+            raise UserError(f"{where}: {others[0]!r} in {text}: not a word; give each word as text")
         if words:
-            names = [types[tag] if isinstance(tag, int) and 0 <= tag < len(types) else str(tag) for tag in tags]
+            names = [
+                types[tag] if isinstance(tag, int) and 0 <= tag < len(types) else replace_surrogates(str(tag))
+                for tag in tags
+            ]
             yield Sentence(file, [line] * len(words), [replace_surrogates(word) for word in words], names)
 
 

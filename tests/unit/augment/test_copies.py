@@ -10,10 +10,13 @@ from ds_distill.augment.copies import OTHER_PAIR, WORDS, copy_examples
 from ds_distill.augment.questions import OTHER_PARAGRAPH, copy_questions, make_cloze_questions
 from ds_distill.augment.words import WordProposer
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.finetune.augmented import read_augmented
+from ds_distill.finetune.data import load_data
 from ds_distill.jobs import augment as job
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.squad import Question
+from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
 
@@ -105,3 +108,38 @@ def test_the_file_is_the_same_after_an_interruption(folder, tmp_path, monkeypatc
     assert files[0].read_bytes() == files[1].read_bytes() and kept
     lines = files[0].read_text().splitlines()
     assert len(lines) == whole["rows"] == sum(whole["how"].values()) and not (tmp_path / "whole" / "parts").exists()
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x1c", "\r", "\f"])
+def test_a_text_may_hold_any_end_of_a_line(folder, tmp_path, end):
+    data, task = tmp_path / "sst2", get_task("sst2")
+    data.mkdir()
+    rows = [{"sentence": f"the river{end}and a town {i}", "label": i % 2} for i in range(8)]
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = job.augment(task, str(folder), tmp_path / "made", data=str(data), copies=2)
+    read = read_augmented(tmp_path / "made", load_data(task, str(data)))
+    assert len(read) == made["rows"] > 0 and all(end in row["texts"]["sentence"] for row in read)
+
+
+def test_a_corpus_is_known_by_its_content(folder, tmp_path):
+    data, sentence = tmp_path / "squad", "The town of {} lies near the great river in the hills of the north."
+    data.mkdir()
+    question = {"question": "the river?", "context": "a town", "answers": {"text": ["town"], "answer_start": [2]}}
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text(json.dumps(question | {"id": split}))
+    text = " ".join(sentence.format(name) for name in ("Alpha", "Beta", "Gamma", "Delta", "Epsilon"))
+    for name, content in (("one", text), ("two", text), ("other", text + " More."), ("short", "A title.")):
+        (tmp_path / f"{name}.txt").write_text(content)
+
+    def make(name, output="made"):
+        corpus = [str(tmp_path / f"{name}.txt")]
+        return job.augment(
+            get_task("squad"), str(folder), tmp_path / output, data=str(data), copies=0, corpus=corpus, cloze=1
+        )
+
+    assert make("one") == make("two") | {"file": str(tmp_path / "made" / FILE)} and make("one")["how"] == {CLOZE: 1}
+    with pytest.raises(UserError, match="made holds another run .corpus was"):
+        make("other")
+    with pytest.raises(UserError, match="--cloze 1: the corpus yields 0 questions, made of lines of 60 to 250 words"):
+        make("short", "none")

@@ -1,6 +1,7 @@
 """Test training on augmented texts: what is read of them, and that only the teacher labels them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -105,13 +106,14 @@ def test_labels_count_where_there_are_any():
         torch.testing.assert_close(labeled_rows_loss(outputs, labels, labeled), (of_row(0) + of_row(2)) / 4)
 
 
-def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path):
+def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path, capsys):
     """The labels weigh nothing, and the copies are read to the last one."""
     data, options = str(world / "rte"), {"points": [POINT], "seeds": [0], "report_to": ()}
     teacher = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "teacher", data=data, **options)
     options |= {"data": data, "teachers": [teacher["export"]], "augmented": str(world / "rte_augmented")}
     summary = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options)
     rows = len((world / "rte_augmented" / "augmented.jsonl").read_text().splitlines())
+    assert f"16 training examples and {rows} augmented texts, 16 to score" in capsys.readouterr().err
     steps = json.loads((tmp_path / "student" / "seed=0" / "result.json").read_text())
     assert summary["examples"]["augmented"] == rows and np.isfinite([loss for _, loss in steps["losses"]]).all()
     again = runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options)
@@ -122,3 +124,34 @@ def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path):
         read_augmented(world / "stsb_augmented", load_data(get_task("rte"), data))
     with pytest.raises(UserError, match="augmented.jsonl is missing"):
         read_augmented(tmp_path, load_data(get_task("rte"), data))
+
+
+def test_rows_that_were_edited_are_told_by_their_line(world, tmp_path):
+    data = load_data(get_task("rte"), str(world / "rte"))
+    shutil.copytree(world / "rte_augmented", tmp_path / "edited")
+    first, second = (tmp_path / "edited" / "augmented.jsonl").read_text().splitlines()[:2]
+    texts = {name: None for name in json.loads(first)["texts"]}
+    for line in (
+        "",
+        "null",
+        "[1]",
+        "{}",
+        "{",
+        json.dumps(json.loads(first) | {"texts": texts}),
+        first.replace("copy", "c"),
+    ):
+        (tmp_path / "edited" / "augmented.jsonl").write_text(f"{second}\n{line}\n")
+        with pytest.raises(UserError, match="--augmented .*edited: cannot be read .*line [12] .*; write it anew"):
+            read_augmented(tmp_path / "edited", data)
+
+
+@pytest.mark.parametrize("name", ["rte", "squad"])
+def test_a_folder_without_a_copy_of_what_is_used_is_refused(world, name):
+    data = load_data(get_task(name), str(world / name))
+    rows = [row for row in read_augmented(world / f"{name}_augmented", data) if str(row["source"]).split()[-1] != "0"]
+    tokenizer, point = find_model_folder(str(world / "model"), "--model").tokenizer, replace(POINT, max_length=64)
+    sets = encode_sets(data, tokenizer, point, 64)
+    with pytest.raises(
+        UserError, match=r"none of its rows is a copy .* \(finetune.max_train_samples = 1, .* raise these"
+    ):
+        add_augmented(sets.train, rows, data, tokenizer, replace(point, max_train_samples=1), 64)

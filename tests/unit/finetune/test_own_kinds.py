@@ -105,7 +105,10 @@ def test_a_student_of_tagged_words_is_trained_beside_its_teacher_and_saved(tmp_p
     options = {"points": [FinetuneConfig(epochs=1)], "seeds": [0], "report_to": ()}
     teacher = runs.finetune(task, encoder, tmp_path / "teacher", **options)
     student = runs.finetune(task, encoder, tmp_path / "student", teachers=[teacher["export"]], **options)
-    assert set(student["metrics"]) == {"f1", "precision", "recall"} and student["examples"] == {"train": 2, "dev": 2}
+    [seed] = student["seeds"]
+    assert {name: seed[name] for name in ("f1", "precision", "recall")} == student["metrics"] and student[
+        "examples"
+    ] == {"train": 2, "dev": 2}
     config = json.loads((tmp_path / "student" / "seed=0" / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"] and config["finetuning_task"] == "say"
     assert list(config["id2label"].values()) == ["O", "B-person", "I-person", "B-place", "I-place"]

@@ -409,7 +409,7 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
             get_task("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte")
         )
 
-    assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
+    assert run(tmp_path / "first")["seeds"][0]["number_format"] == "fp32"
     (tmp_path / "first").rename(tmp_path / "second")
     assert run(tmp_path / "second")["export"] == str(tmp_path / "second" / "seed=0" / "model")
 

@@ -383,7 +383,7 @@ def test_mistakes_name_the_setting_the_value_and_the_remedy(change, tasks, mlm, 
     [
         (["--tasks", "rte"], "--model is missing; give the folder of the masked-LM teacher"),
         (["--tasks", "rte", "--model", "M"], "--corpus is missing; give text on which masked LM is measured"),
-        (["--tasks", "rt", "--model", "M", "--corpus", "x"], "--task rt: no such task; did you mean rte"),
+        (["--tasks", "rt", "--model", "M", "--corpus", "x"], "--tasks rt: no such task; did you mean rte"),
         (["--tasks", "rte", "--model", "M", "--corpus", "x", "--finetune.temperature", "3"], "does not read it; leave"),
         (
             ["--tasks", "rte", "sst2", "--model", "bert", "--corpus", "text.txt", "--data", "."],

@@ -98,7 +98,7 @@ def test_tables_of_a_study_by_hand():
     assert retained_share(zero[1], zero[0], ["sst2"]) == "–", "no share of nothing"
     for run, precision in zip(zero, ("bf16", "fp32"), strict=True):
         for seed in run["tasks"]["sst2"]["seeds"]:
-            seed["precision"] = precision
+            seed["number_format"] = precision
     assert (
         "precision of fine-tuning differs: bf16, fp32" in task_tables(zero, ["sst2"])[0].text
         and "precision" not in scores.text

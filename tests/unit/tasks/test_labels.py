@@ -1,8 +1,10 @@
 """Test which class a label stands for."""
 
+import itertools
+
 import pytest
 
-from ds_distill.tasks.labels import are_numbered_otherwise, match_class
+from ds_distill.tasks.labels import are_numbered_otherwise, match_class, match_classes
 
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 
@@ -49,3 +51,13 @@ def test_names_without_numbers_of_their_own_leave_labels_as_they_are(names):
 
 def test_white_space_in_a_name_is_a_name_of_its_own():
     assert match_class("a", ["a", " a"]) == 0 and match_class(" a", ["a", " a"]) == 1
+
+
+@pytest.mark.parametrize("names", [("3", "1", "2"), ("2", "1"), ("LABEL_2", "LABEL_1"), ("1", "0"), ("b", "a")])
+def test_labels_with_the_names_of_a_task_are_those_labels_in_any_order(names):
+    for labels in itertools.permutations(names):
+        assert [names[number] for number in match_classes(labels, names)] == list(labels)
+
+
+def test_numbers_from_1_on_are_in_the_order_of_names_that_are_no_numbers():
+    assert match_classes(["2", "1", "3"], ["low", "mid", "high"]) == [1, 0, 2]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ds_distill.tasks.own_examples import load_own
+from ds_distill.tasks.own_examples import load_own, renumber_labels
 from ds_distill.tasks.own_task import find_task
 from ds_distill.utils.errors import UserError
 
@@ -177,16 +177,35 @@ WORDS = "kind: token-classification\n"
             "`labels`",
         ),
         (COLUMNS, FINE | {"train_csv": "text,category\na,b\n"}, "train.csv: all labels are 'b'; give examples of at"),
-        (COLUMNS, FINE | {"train_csv": ""}, "train.csv: the file contains no examples"),
+        (COLUMNS, FINE | {"train_csv": ""}, "train.csv: the file contains no examples; give a file with a header and"),
+        (WORDS, {"train_conll": "", "dev_conll": ""}, "examples; give a file with a word and its tag on each line"),
+        (
+            "text: text\nlabel: text\n",
+            FINE,
+            "label: text: is a column of the text, too, so a model would read the answer",
+        ),
+        ("", FINE, "mine.yaml: contains nothing; it must contain keys, such as text: text"),
+        *(
+            (
+                "kind: regression\n" + COLUMNS,
+                {"train_jsonl": jsonl({"text": "a", "category": number}), "dev_csv": BANK},
+                sentence,
+            )
+            for number, sentence in (
+                (True, "True in column category: not a number"),
+                (-1e19, "train.jsonl, line 1: -1e+19 in column category: its square is no number in fp32; scale the"),
+                (10**400, "in column category: not a number"),
+            )
+        ),
         (
             "kind: regression\n" + COLUMNS,
             FINE,
             "train.csv, line 2: 'card_arrival' in column category: not a number; correct the line, or remove it",
         ),
         (
-            "kind: multi-label\ntext: text\nlabel: [text, category]\n",
-            FINE,
-            "train.csv, line 2: 'where is my card' in column text: must be 1 if the example has this label, else 0",
+            "kind: multi-label\ntext: text\nlabel: [id, category]\n",
+            FINE | {"train_csv": "text,id,category\na,0,pin\n"},
+            "train.csv, line 2: 'pin' in column category: must be 1 if the example has this label, else 0",
         ),
         (
             COLUMNS.replace("category", "[text, category]"),
@@ -233,6 +252,11 @@ WORDS = "kind: token-classification\n"
             {"train_jsonl": jsonl({"tokens": ["a", "b"], "tags": ["O"]}), "dev_conll": TAGGED},
             "train.jsonl, line 1: 2 words, but 1 tags; give each word, as text, one tag",
         ),
+        (
+            WORDS,
+            {"train_jsonl": jsonl({"tokens": ["a", None], "tags": ["O", "O"]}), "dev_conll": TAGGED},
+            "train.jsonl, line 1: None in tokens: not a word; give each word as text",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_with_its_place_and_what_to_do(tmp_path, task, files, sentence):
@@ -241,6 +265,46 @@ def test_a_mistake_is_one_sentence_with_its_place_and_what_to_do(tmp_path, task,
     pattern = sentence.replace("?", r"\?") if ".*" in sentence else re.escape(sentence)
     assert re.search(pattern, str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_no_break_space_is_part_of_a_word(tmp_path):
+    lines = "10\u00a0000 O\nRue\u3000Royale B-place\n"
+    _, train, _ = load(tmp_path, WORDS, train_conll=lines, dev_conll=lines.replace(" ", "\t"))
+    assert train.texts == [[["10\u00a0000", "Rue\u3000Royale"]]]
+
+
+@pytest.mark.parametrize("kind", ["single-label", "multi-label", "token-classification"])
+def test_the_names_of_labels_can_be_written_to_a_file(tmp_path, kind):
+    """JSON may hold half of a character, which no file in UTF-8 can."""
+    name = "B-\ud83d" if kind.startswith("token") else "\ud83d"
+    rows = [
+        {"text": "a", "label": name, "tokens": ["a"], "tags": [name]},
+        {"text": "b", "label": "y", "tokens": ["b"], "tags": ["O"]},
+    ]
+    keys = f"kind: {kind}\n" + ("" if kind.startswith("token") else "text: text\nlabel: label\n")
+    task, _, _ = load(tmp_path, keys, train_jsonl=jsonl(*rows), dev_jsonl=jsonl(*rows))
+    assert "\ufffd" in "".join(task.labels) and "".join(task.labels).encode()
+
+
+@pytest.mark.parametrize(
+    "kind, rows, expected",
+    [
+        ("single-label", [{"label": 0}, {"label": "b"}, {"label": 2}], [1, 2, 0]),
+        ("multi-label", [{"label": ["a", "c"]}, {"label": [1]}, {"label": []}], [[1, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        (
+            "token-classification",
+            [{"tokens": ["x", "y"], "tags": ["b", "c"]}, {"tokens": ["x"], "tags": [0]}],
+            [[2, 0], [1]],
+        ),
+    ],
+)
+def test_labels_in_the_order_of_a_model_are_the_same_labels(tmp_path, kind, rows, expected):
+    """Numbers in the file stay those of the task."""
+    keys = "metric: accuracy\n" if kind.startswith("token") else "text: text\nlabel: label\n"
+    rows = jsonl(*({"text": "t"} | row for row in rows))
+    task, train, _ = load(tmp_path, f"kind: {kind}\nlabels: [a, b, c]\n{keys}", train_jsonl=rows, dev_jsonl=rows)
+    assert renumber_labels(train, task, ["c", "a", "b"]).labels == expected
+    assert renumber_labels(train, task, task.labels) == train
 
 
 def test_a_task_that_is_no_file_and_data_that_are_given_twice(tmp_path):

@@ -118,5 +118,21 @@ def test_the_files_are_those_of_the_task(tmp_path):
     before = (tmp_path / "qnli" / "train.jsonl").read_bytes()
     make_qnli.run(options)
     assert (tmp_path / "qnli" / "train.jsonl").read_bytes() == before
+    # as after an interruption
+    (tmp_path / "qnli" / "validation.jsonl").rename(tmp_path / "qnli" / "validation.partial")
+    make_qnli.run(options)
+    for name, text, message in (
+        ("train.jsonl", "mine", "has another train.jsonl, which would be lost; choose another folder, or remove it"),
+        ("dev.tsv", "mine", "has dev.tsv, beside which no other files of QNLI may be; choose another folder, or"),
+        ("run.json", "{}", "holds a run; choose another folder"),
+    ):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=message):
+            make_qnli.run(SimpleNamespace(squad=str(squad), output=str(folder)))
+        assert [file.read_text() for file in folder.iterdir()] == [text]
+    with pytest.raises(UserError, match="--squad .*nowhere: exactly one file"):
+        make_qnli.check_paths(SimpleNamespace(squad=str(tmp_path / "nowhere"), output=str(tmp_path / "new")))
     with pytest.raises(UserError, match="the folder of --squad; choose another folder"):
         make_qnli.check(SimpleNamespace(squad=str(squad), output=str(squad)))
