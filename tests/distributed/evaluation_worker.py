@@ -16,7 +16,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.recipe import Losses, Training
 from ds_distill.training.engine import Engine
 from ds_distill.training.evaluation import evaluate
-from tests.distributed.step_worker import batches, random_bert
+from tests.distributed.step_worker import batches, random_encoder
 
 MASK = 4
 
@@ -41,7 +41,7 @@ def share(whole: list[Batch], rank: int, world: int) -> list[Batch]:
 def main() -> None:
     rank, world = start_distributed()
     for stage in sys.argv[1:]:
-        objective = Objective(random_bert(), Losses().without_teacher(), world)
+        objective = Objective(random_encoder(), Losses().without_teacher(), world)
         settings = Training(global_batch_size=world, micro_batch_size=1, deepspeed=f"ds_configs/deepspeed/{stage}.json")
         device = torch.device("cpu")
         engine = Engine(objective, settings, accumulation=1, total_steps=1, device=device, dtype=torch.float32)

@@ -28,7 +28,7 @@ from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.engine import Engine
 from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.errors import UserError
-from tests.distributed.step_worker import GLOBAL, batches, random_bert
+from tests.distributed.step_worker import GLOBAL, batches, random_encoder
 
 BEFORE, STEPS = 2, 5  # optimizer steps up to the checkpoint, and in all
 
@@ -64,7 +64,7 @@ def main() -> None:
     for case in cases:
         kind, stage, dtype, *name = case.split()
         kind, _, optimizer = kind.partition("/")
-        bert = random_bert()
+        bert = random_encoder()
         teacher = Teacher(bert)
         student = build_student(bert, init_layers=[0, 3], dropout=0.0)
         if name:  # makes every weight wrong that is not loaded

@@ -17,7 +17,7 @@ from ds_distill.recipe import Losses, Training
 from ds_distill.training.checkpoint_writer import CheckpointWriter, MemoryFile
 from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError
-from tests.distributed.step_worker import random_bert
+from tests.distributed.step_worker import random_encoder
 
 
 def train(writer: CheckpointWriter, until) -> None:
@@ -38,7 +38,7 @@ def train(writer: CheckpointWriter, until) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     rank, world = start_distributed()
-    objective = Objective(random_bert(), Losses().without_teacher(), world)
+    objective = Objective(random_encoder(), Losses().without_teacher(), world)
     settings = Training(global_batch_size=world, micro_batch_size=1, deepspeed="ds_configs/deepspeed/zero2.json")
     device = torch.device("cpu")
     engine = Engine(objective, settings, accumulation=1, total_steps=1, device=device, dtype=torch.float32)

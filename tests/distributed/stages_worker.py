@@ -25,7 +25,7 @@ from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.stages import Stages
 from ds_distill.training.step import Step
 from ds_distill.training.weights import gather_master_weights, trained_class
-from tests.distributed.step_worker import GLOBAL, LENGTH, batches, random_bert
+from tests.distributed.step_worker import GLOBAL, LENGTH, batches, random_encoder
 
 STEPS = 8
 LAYERS_ONLY = {"kl": 0.0, "mlm": 0.0, "cosine": 0.0, "match": [Match("mse", weight=10.0)]}
@@ -75,11 +75,11 @@ def changed_parts(before: dict, after: dict, model) -> list:
 def run_case(case: dict, rank: int, world: int) -> None:
     micro = GLOBAL // world // 2
     recipe, device, dtype = recipe_of(case, micro), torch.device("cpu"), getattr(torch, case.get("dtype", "float32"))
-    bert = random_bert()
+    bert = random_encoder()
     teacher = Teacher(bert.to(dtype))
 
     def start() -> Stages:
-        student = build_student(random_bert(), init_layers=[0, 3], dropout=0.0)
+        student = build_student(random_encoder(), init_layers=[0, 3], dropout=0.0)
         spans = spans_of(recipe, STEPS)
         return Stages(
             spans, student, bert.config, lambda model, losses: Objective(model, losses, world, bert.config, [0, 3])

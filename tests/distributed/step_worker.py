@@ -61,7 +61,7 @@ def batches(clean=()):
         yield ids, torch.where(masked, ids, -100), mask
 
 
-def random_encoder(family: str) -> PreTrainedModel:
+def random_encoder(family: str = "bert") -> PreTrainedModel:
     """The same every time, every parameter random; of a DeBERTa all layers share relative positions."""
     torch.manual_seed(0)
     sizes = {
