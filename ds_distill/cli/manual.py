@@ -1,8 +1,8 @@
-"""Write docs/configuration.md and docs/cli.md, from the dataclasses of the settings and the parser of the commands.
+"""Write the pages that follow from the code: all settings, all commands, and the table of encoder families.
 
     python -m ds_distill.cli.manual
 
-A test compares both pages with what this module would write.
+A test compares the pages with what this module would write.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from ds_distill.cli.option_words import COMMON, NONE, shown, type_in_words
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.models.families import FAMILIES
 from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study
 from ds_distill.study.variants import Variant
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"  # what stands between them is generated
 COMMAND = "python -m ds_distill.cli.manual"
 NOTE = f"<!-- `{COMMAND}` writes this page. -->"
 TITLES = {"data": "Data", "student": "Student", "losses": "Losses", "training": "Training", "finetune": "Fine-tuning"}
@@ -87,7 +90,7 @@ values may be written. In the tables a dash stands for "none"."""
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write all pages."""
     for file, text in pages().items():
         file.write_text(text, encoding="utf-8")
         print(f"written to {file}")
@@ -95,7 +98,42 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """Return the text of each page, by its file."""
-    return {DOCS / "configuration.md": configuration(), DOCS / "cli.md": commands()}
+    whole = {DOCS / "configuration.md": configuration(), DOCS / "cli.md": commands()}
+    parts = {ROOT / "README.md": list_families(), DOCS / "guide" / "families.md": f"\n{families_table()}\n"}
+    return whole | {file: _put_between_marks(file.read_text(encoding="utf-8"), text) for file, text in parts.items()}
+
+
+def _put_between_marks(page: str, text: str) -> str:
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    return f"{before}{BEGIN}{text}{END}{after}"
+
+
+def list_families() -> str:
+    """Return what people call the supported encoders, as a sentence has it."""
+    titles = [family.title for family in FAMILIES.values()]
+    return f"{', '.join(titles[:-1])} and {titles[-1]}"
+
+
+def families_table() -> str:
+    """Return the table of what each family of encoders can do."""
+    rows = []
+    for family in FAMILIES.values():
+        students = dict.fromkeys(
+            [family.student.family.name if family.student else family.name]
+            + [other.family.name for other in family.other_students]
+            + [family.name]
+        )
+        can = (
+            family.projections is not None,
+            family.projections is not None and not family.scores_positions,
+            family.mask != "tokens",
+            family.layers_stand_alone,
+            family.recomputes,
+        )
+        names = ", ".join(f"`{name}`" for name in students)
+        rows.append([family.title, f"`{family.name}`", names, *("yes" if able else "no" for able in can)])
+    columns = ["encoder", "`model_type`", "student", "relations", "attention scores", "documents apart"]
+    return _table([*columns, "forced layers", "recomputed"], rows)
 
 
 def configuration() -> str:

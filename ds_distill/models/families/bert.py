@@ -5,6 +5,7 @@ from ds_distill.models.families.family import Family
 
 BERT = Family(
     name="bert",
+    title="BERT",
     encoder="bert",
     layers="bert.encoder.layer",
     decoder="cls.predictions.decoder",

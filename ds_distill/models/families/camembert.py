@@ -2,4 +2,4 @@
 
 from ds_distill.models.families.roberta import roberta_like
 
-CAMEMBERT = roberta_like("camembert")
+CAMEMBERT = roberta_like("camembert", "CamemBERT")

@@ -71,6 +71,7 @@ def _narrow(student: Any, teacher: Any) -> None:
 
 DEBERTA_V2 = Family(
     name="deberta-v2",
+    title="DeBERTa-v2 and v3",
     encoder="deberta",
     layers="deberta.encoder.layer",
     decoder="cls.predictions.decoder",

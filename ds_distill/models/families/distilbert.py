@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DISTILBERT = Family(
     name="distilbert",
+    title="DistilBERT",
     encoder="distilbert",
     layers="distilbert.transformer.layer",
     decoder="vocab_projector",

@@ -40,6 +40,7 @@ def _make_bert_config(electra: Any) -> Any:
 
 ELECTRA = Family(
     name="electra",
+    title="ELECTRA",
     encoder="electra",
     layers="electra.encoder.layer",
     decoder="generator_lm_head",

@@ -82,6 +82,7 @@ class Family:
 
     Attributes:
         name: The family's `config.model_type`.
+        title: What people call it.
         encoder: The module that returns `last_hidden_state` from input_ids and attention_mask.
         layers: The encoder's layers.
         decoder: The vocabulary `nn.Linear`.
@@ -125,6 +126,7 @@ class Family:
     """
 
     name: str
+    title: str
     encoder: str
     layers: str
     decoder: str

@@ -46,6 +46,7 @@ def _split_projections(encoder: Any, layer: Any, fused: Tensor) -> tuple[Tensor,
 
 MODERNBERT = Family(
     name="modernbert",
+    title="ModernBERT (also Ettin, mmBERT, and Granite and GTE encoders of its class)",
     encoder="model",
     layers="model.layers",
     decoder="decoder",

@@ -21,6 +21,7 @@ def _position_bias(encoder: Any, layer: Any, hidden: Tensor) -> dict[str, Tensor
 
 MPNET = Family(
     name="mpnet",
+    title="MPNet",
     encoder="mpnet",
     layers="mpnet.encoder.layer",
     decoder="lm_head.decoder",

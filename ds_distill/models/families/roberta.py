@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def roberta_like(name: str) -> Family:
+def roberta_like(name: str, title: str) -> Family:
     """Return the family of a class that transformers derives from RoBERTa's."""
     return Family(
         name=name,
+        title=title,
         encoder="roberta",
         layers="roberta.encoder.layer",
         decoder="lm_head.decoder",
@@ -32,4 +33,4 @@ def robertas_transform(model: Any, hidden: Tensor) -> Tensor:
     return model.lm_head.layer_norm(gelu(model.lm_head.dense(hidden)))
 
 
-ROBERTA, XLM_ROBERTA = roberta_like("roberta"), roberta_like("xlm-roberta")
+ROBERTA, XLM_ROBERTA = roberta_like("roberta", "RoBERTa"), roberta_like("xlm-roberta", "XLM-R")
