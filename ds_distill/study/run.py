@@ -137,10 +137,12 @@ def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: S
 
     teacher = find_model_folder(study.teacher).config
     for name, terms in asked.values():
-        student = study.finetunings[name].student
-        layer_map, config = None, teacher
-        if recipe := recipes.get(student):
-            layer_map, config = plan_student(teacher, **asdict(recipe.student), dropout=recipe.training.dropout)
+        recipe = recipes.get(study.finetunings[name].student)  # none of the teacher
+        layer_map, config = (
+            plan_student(teacher, **asdict(recipe.student), dropout=recipe.training.dropout)
+            if recipe
+            else (None, teacher)
+        )
         try:
             InnerTerms(terms, config, teacher, layer_map)
         except UserError as error:

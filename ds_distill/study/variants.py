@@ -45,4 +45,4 @@ class Variant:
     def reads(self, setting: str) -> bool:
         """Return whether a setting of a fine-tuning concerns this one."""
         key, value, _ = NEEDS.get(setting, ("student", self.student, ""))
-        return getattr(self, key) == value
+        return bool(getattr(self, key) == value)
