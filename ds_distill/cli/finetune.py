@@ -127,7 +127,9 @@ def check(options) -> None:
         )
     if settings.teacher_weights is not None:
         normalize_weights(settings.teacher_weights, len(options.teacher), "finetune.teacher_weights")
-    expand_grid(settings, options.grid or [])
+    for point in expand_grid(settings, options.grid or []):
+        if options.teacher:
+            point.check_learns(augmented=bool(options.augmented))
 
 
 def check_paths(options) -> None:

@@ -72,10 +72,14 @@ def add_augmented(
         length: The most tokens of an example, or of a question's span.
 
     Raises:
-        UserError: No row is to be used.
+        UserError: No row is to be used, or more copies are asked for than there are.
     """
     used = _used_sources(data, settings.max_train_samples)
-    copies = settings.augmented_copies
+    copies, most = settings.augmented_copies, max((row["copy"] for row in rows), default=0)
+    if rows and copies > most:
+        raise UserError(
+            f"finetune.augmented_copies = {copies}: --augmented has {most} copies of each example; give at most as many"
+        )
     rows = [
         row for row in rows if (row["source"] in used or row["how"] == CLOZE) and (not copies or row["copy"] <= copies)
     ]

@@ -93,9 +93,10 @@ class FinetuneConfig:
             for key, value, low, high in limited_values(part):
                 if value is not None and not low <= value <= high:
                     raise UserError(f"{place}.{key} = {value}: must be between {low} and {high:g}")
-        if self.layers_first and not self.match:
+        if self.layers_first and not any(match.weight for match in self.match):
+            problem = "has no term with a weight above 0" if self.match else "has no term"
             raise UserError(
-                f"finetune.layers_first = {self.layers_first}: finetune.match has no term, so nothing would be learned "
+                f"finetune.layers_first = {self.layers_first}: finetune.match {problem}, so nothing would be learned "
                 "in these steps; give finetune.match, or leave it out"
             )
         if self.quantize not in (None, *get_args(QuantizedFormat)):
@@ -142,6 +143,25 @@ class FinetuneConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be at least 0")
+
+    def check_learns(self, augmented: bool = False) -> None:
+        """Raise UserError where the weights leave a student with a teacher nothing to learn.
+
+        Args:
+            augmented: Whether texts of `ds-distill augment` are read, which have no labels.
+        """
+        if self.soft_label_weight or any(match.weight for match in self.match):
+            return
+        if not self.hard_label_weight:
+            raise UserError(
+                "finetune.soft_label_weight = 0 and finetune.hard_label_weight = 0: nothing would be learned; give one "
+                "of them, or finetune.match"
+            )
+        if augmented:
+            raise UserError(
+                "finetune.soft_label_weight = 0: nothing would be learned from augmented texts, which have no labels; "
+                "give it, or leave the texts out"
+            )
 
 
 def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfig]:

@@ -63,9 +63,15 @@ class Features(Dataset):
         """The number of tokens of each row."""
         return [len(ids) for ids in self.inputs["input_ids"]]
 
+    @property
+    def labeled_rows(self) -> list[int]:
+        """The rows that have labels of their own."""
+        return [row for row in range(len(self)) if self.labeled is None or self.labeled[row]]
+
     def count(self, token: int | None) -> int:
-        """Return how often a token, given by id, occurs in the inputs."""
-        return 0 if token is None else sum(ids.count(token) for ids in self.inputs["input_ids"])
+        """Return how often a token, given by id, occurs in the inputs that have labels."""
+        ids = self.inputs["input_ids"]
+        return 0 if token is None else sum(ids[row].count(token) for row in self.labeled_rows)
 
 
 def is_per_token(label: object) -> bool:

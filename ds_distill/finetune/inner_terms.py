@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.config.losses import Losses, Match
+from ds_distill.losses.match_checks import HEAD_LOSSES
+from ds_distill.losses.matching import LOSSES
 from ds_distill.losses.terms import MatchedLoss, make_matches, teacher_sites
 from ds_distill.models.intermediates import HIDDEN, LAST, Site
 from ds_distill.models.recorder import Recorder
@@ -31,7 +33,12 @@ class InnerTerms:
     """
 
     def __init__(
-        self, match: Sequence[Match], student: Any, teacher: Any, layer_map: Sequence[int] | None, device: torch.device
+        self,
+        match: Sequence[Match],
+        student: Any,
+        teacher: Any,
+        layer_map: Sequence[int] | None,
+        device: torch.device | None = None,
     ):
         """Make the terms.
 
@@ -40,18 +47,26 @@ class InnerTerms:
             student: The student's config.
             teacher: The teacher's config.
             layer_map: The teacher layer that each student layer started from; None where that is not known.
-            device: Where they run.
+            device: Where they run; the CPU by default.
 
         Raises:
             UserError: An entry cannot be, see `losses.terms.make_matches`, or needs a projection or deviations.
         """
+        for index, entry in enumerate(match):
+            is_term = entry.loss in (*LOSSES, *HEAD_LOSSES) and entry.quantities != ["embeddings"]
+            if is_term and layer_map is None and entry.layers in ("mapped", "span_ends"):
+                raise UserError(
+                    f"{KEY}[{index}].layers = {entry.layers}: from which of the teacher's layers the model's started "
+                    "is not known: from none, or the model is not in the folder of its distillation; give that folder, "
+                    "or layers: uniform, last or pairs such as [[0, 1], [1, 3]]"
+                )
         losses = replace(Losses(), kl=0.0, mlm=0.0, cosine=0.0, match=list(match))
         try:
             self.terms = make_matches(losses, student, teacher, layer_map)
         except UserError as error:
             raise UserError(str(error).replace("losses.match", KEY)) from error
         for index, (term, entry) in enumerate(zip(self.terms.values(), match, strict=True)):
-            term.to(device)
+            term.to(device or torch.device("cpu"))
             if isinstance(term, MatchedLoss) and term.projection is not None:
                 raise UserError(
                     f"{KEY}[{index}].loss = {entry.loss}: compares hidden states of one width, but the student's is "

@@ -118,7 +118,9 @@ def log_scale_mismatch(given: str, train: Features) -> None:
         given: The option and the folder, for the line.
         train: The training set with the teacher's outputs and the labels, one number each.
     """
-    scores, labels = np.array(train.teacher, np.float64).reshape(-1), np.array(train.labels["labels"], np.float64)
+    rows = train.labeled_rows  # augmented texts have none
+    scores = np.array(train.teacher, np.float64).reshape(-1)[rows]
+    labels = np.array(train.labels["labels"], np.float64)[rows]
     if len(scores) < 2 or np.ptp(labels) == 0:
         return
     alike = bool(np.ptp(scores)) and abs(np.corrcoef(scores, labels)[0, 1]) >= CLEAR

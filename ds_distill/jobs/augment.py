@@ -84,7 +84,8 @@ def augment(
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if (stored := read_summary(output)) is not None and (output / FILE).is_file():
             log(f"{output}: finished before, nothing to do")
-            return StoredSummary(stored | {"output": str(output)})
+            # the folder may have been moved since
+            return StoredSummary(stored | {"output": str(output), "file": str(output / FILE)})
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         proposer = WordProposer(network.to(device), folder.tokenizer)  # type: ignore[arg-type]  # wrong in transformers
         count = len(task_data.train)

@@ -47,7 +47,11 @@ def resolve_pairs(
     else:
         wanted = layers
     pairs = []
-    for student, teacher in wanted:
+    for number, (student, teacher) in enumerate(wanted):
+        if not isinstance(layers, str) and (student, teacher) in [tuple(pair) for pair in layers[:number]]:
+            raise UserError(
+                f"{key}.layers: the pair [{student}, {teacher}] is given twice; give it once, and {key}.weight instead"
+            )
         for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
             if not 0 <= int(layer) < depth:
                 raise UserError(

@@ -12,7 +12,7 @@ from ds_distill.config.renamed import current_name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
 from ds_distill.study.scheduler import make_folder_name, split_launch_command
-from ds_distill.study.variants import TASK_DISTILLATION, TEACHER, TEACHER_SETTINGS, Variant
+from ds_distill.study.variants import NEEDS, TASK_DISTILLATION, TEACHER, Variant
 from ds_distill.tasks.catalog import TASKS
 from ds_distill.tasks.examples import split_files
 from ds_distill.tasks.own_task import find_task, get_label, is_task_file
@@ -104,14 +104,15 @@ class Study:
     def get_finetune_settings(self, task: str, variant: Variant | None = None) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings.
 
-        A variant's own come last. What only concerns a teacher is left out where there is none.
+        A variant's own come last. What does not concern it is left out, such as terms with a teacher where there is
+        none.
         """
         settings: dict[str, Any] = {"seeds": self.seeds}
         for given in (self.finetune, variant.finetune if variant else {}):
             settings |= {key: value for key, value in given.items() if key not in (*TASKS, *self.labels)}
             settings |= given.get(get_label(task)) or {}
-        if variant and not variant.task_distillation:
-            settings = {key: value for key, value in settings.items() if key not in TEACHER_SETTINGS}
+        if variant:
+            settings = {key: value for key, value in settings.items() if variant.reads(key)}
         return settings.pop("seeds"), settings
 
     def check(self) -> None:
@@ -138,7 +139,9 @@ class Study:
             task = find_task(name, data)
             self._check_settings(name, "finetune", *self.get_finetune_settings(name))
             for which, variant in self.variants.items():
-                self._check_settings(name, f"variants: {which}: finetune", *self.get_finetune_settings(name, variant))
+                self._check_settings(
+                    name, f"variants: {which}: finetune", *self.get_finetune_settings(name, variant), variant
+                )
                 if variant.augmented and task.tokens:
                     raise UserError(
                         f"variants: {which}: augmented: {get_label(name)} labels words, and other words would need "
@@ -150,7 +153,9 @@ class Study:
         if duplicates := {name for name in self.labels if self.labels.count(name) > 1}:
             raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
 
-    def _check_settings(self, task: str, place: str, seeds: Any, settings: dict) -> None:
+    def _check_settings(
+        self, task: str, place: str, seeds: Any, settings: dict, variant: Variant | None = None
+    ) -> None:
         """Raise UserError for a setting of a task's fine-tunings that does not exist or cannot be."""
         if type(seeds) is not int or seeds < 1:
             raise UserError(f"{place}: seeds of {task} = {seeds!r}: must be a whole number, 1 or more")
@@ -164,13 +169,20 @@ class Study:
                     f"{', '.join(FINETUNE_SETTINGS)}"
                 )
         try:
-            FinetuneConfig(**settings).check()
+            config = FinetuneConfig(**settings)
+            config.check()
+            if variant and variant.task_distillation:
+                config.check_learns(augmented=variant.augmented)
+        except UserError as error:
+            raise UserError(f"{place.removesuffix('finetune')}{error}") from error
         except TypeError as error:
             raise UserError(
                 f"{place} of {task}: {settings}: a value that must be a number is not one ({error})"
             ) from None
 
     def _check_students(self) -> None:
+        if not self.students:
+            raise UserError("students is empty; name at least one, such as `distilled: {}`")
         for name, changes in self.students.items():
             for key in changes:
                 if key == "stages":
@@ -194,8 +206,6 @@ class Study:
             raise UserError("task_distillation: needs the fine-tuned teacher; set include_teacher to true")
         for name, variant in self.variants.items():
             self._check_variant(f"variants: {name}", variant)
-        if not self.students:
-            raise UserError("students is empty; name at least one, such as `distilled: {}`")
         for key, number, least in (("copies", self.copies, 1), ("cloze", self.cloze, 0)):
             if number < least:
                 raise UserError(f"{key} = {number}: must be at least {least}")
@@ -214,6 +224,29 @@ class Study:
         for key, given in (("teachers: all", variant.teachers == "all"), ("augmented", variant.augmented)):
             if given and not variant.task_distillation:
                 raise UserError(f"{place}: {key}: needs a fine-tuned teacher; set task_distillation to true")
+        own = [variant.finetune, *(given for given in variant.finetune.values() if isinstance(given, dict))]
+        for setting in (key for given in own for key in given):
+            if setting in NEEDS and not variant.reads(setting):
+                key, value, what = NEEDS[setting]
+                raise UserError(f"{place}: finetune: {setting}: needs {what}; set {key} to {str(value).lower()}")
+        self._check_counts(place, variant)
+
+    def _check_counts(self, place: str, variant: Variant) -> None:
+        """Raise UserError where there are other numbers of teachers or copies than a variant's settings say."""
+        for task in self.tasks:
+            seeds, _ = self.get_finetune_settings(task, Variant(TEACHER))
+            _, settings = self.get_finetune_settings(task, variant)
+            weights, copies = settings.get("teacher_weights"), settings.get("augmented_copies") or 0
+            if weights is not None and len(weights) != seeds:
+                raise UserError(
+                    f"{place}: finetune.teacher_weights = {weights}: the teacher has {seeds} seeds on "
+                    f"{get_label(task)}; give one number for each"
+                )
+            if copies > self.copies:
+                raise UserError(
+                    f"{place}: finetune.augmented_copies = {copies}: there are {self.copies} copies of each example; "
+                    "give fewer, or raise copies"
+                )
 
     def _check_folders(self) -> None:
         twice = [f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation]

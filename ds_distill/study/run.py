@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import yaml
 
+from ds_distill.config.losses import Match
 from ds_distill.config.yaml_text import load_yaml, read_recipe
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
 from ds_distill.run_record import write_record
 from ds_distill.study.jobs import make_jobs
@@ -66,6 +68,8 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
         (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
     ]
     _check_teacher(study, students)
+    pending = {job.what for job in jobs if not job.done}
+    check_matches(study, {name: recipes.get(f"distill {name}") for name in study.students}, pending)
     write_json(plan, record)
     done, stored = sum(job.done for job in jobs), read_summary(output)
     if done == len(jobs):
@@ -107,6 +111,42 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
             recipes[*starts, recipe.compares_logits, recipe.need_vocabulary] = recipe
         for recipe in recipes.values():  # those that ask for the same weights need one look
             check_teachers_complete(teachers, recipe)
+
+
+def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: Set[str]) -> None:
+    """Raise UserError for a term of finetune.match that a student and its fine-tuned teacher do not have.
+
+    Args:
+        study: The plan.
+        recipes: The recipe of each student.
+        pending: What the jobs are that are not done yet.
+    """
+    asked: dict[str, tuple[str, list[Match]]] = {}
+    for task in study.tasks:
+        for name, variant in study.finetunings.items():
+            match = study.get_finetune_settings(task, variant)[1].get("match")
+            if match and f"{get_label(task)}, {name}" in pending:
+                terms = FinetuneConfig(match=match).match
+                asked[f"{name}: {terms}"] = (name, terms)  # which several tasks have in common
+    if not asked:
+        return
+    # These modules import torch, and a report need not wait for that.
+    from ds_distill.finetune.inner_terms import InnerTerms
+    from ds_distill.models.folder import find_model_folder
+    from ds_distill.models.student import plan_student
+
+    teacher = find_model_folder(study.teacher).config
+    for name, terms in asked.values():
+        recipe = recipes.get(study.finetunings[name].student)  # none of the teacher
+        layer_map, config = (
+            plan_student(teacher, **asdict(recipe.student), dropout=recipe.training.dropout)
+            if recipe
+            else (None, teacher)
+        )
+        try:
+            InnerTerms(terms, config, teacher, layer_map)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
 
 
 def _read_tasks(study: Study, jobs: list[Job]) -> None:

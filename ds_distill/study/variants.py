@@ -10,7 +10,13 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import TASKS
 
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
-TEACHER_SETTINGS = ("match", "layers_first", "teacher_weights")  # without a teacher they would be refused
+# What each of these settings needs of a fine-tuning, which is refused without it: its key, value and name in words
+NEEDS = {
+    "match": ("task_distillation", True, "a fine-tuned teacher"),
+    "layers_first": ("task_distillation", True, "a fine-tuned teacher"),
+    "teacher_weights": ("teachers", "all", "several teachers"),
+    "augmented_copies": ("augmented", True, "augmented texts"),
+}
 # These are the settings of a study's fine-tunings, for all tasks or, under a task's name, for that task.
 TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
 ONE_TASK = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")]
@@ -35,3 +41,8 @@ class Variant:
     teachers: Literal["median", "all"] = "median"
     augmented: bool = False
     finetune: FINETUNE = field(default_factory=dict)
+
+    def reads(self, setting: str) -> bool:
+        """Return whether a setting of a fine-tuning concerns this one."""
+        key, value, _ = NEEDS.get(setting, ("student", self.student, ""))
+        return bool(getattr(self, key) == value)

@@ -70,21 +70,21 @@ def _lines(file: Path) -> Iterator[Sentence]:
         with open_text(file) as stream:
             for number, line in enumerate(stream, 1):
                 # Spaces and tabs alone separate: a no-break space is part of a word, as in 10 000.
-                fields = line.split("\t") if "\t" in line.strip() else re.split(" +", line.strip())
-                fields = [field.strip() for field in fields]
-                if not any(fields) or fields[0] == DOCUMENT:
+                text = line.strip(" \t\r\n")
+                fields = [field.strip(" ") for field in (text.split("\t") if "\t" in text else re.split(" +", text))]
+                if not line.strip() or fields[0] == DOCUMENT:
                     if sentence.words:
                         yield sentence
                     sentence = Sentence(file, [], [], [])
                     continue
-                if len(fields) < 2 or not fields[0] or not fields[-1]:
+                if len(fields) < 2 or not fields[0] or not fields[-1].strip():
                     raise UserError(
                         f"{file}, line {number}: {line.strip()!r}: must have a word and its tag, separated by a tab or "
                         "a space; complete the line, or leave it empty between sentences"
                     )
                 sentence.lines.append(number)
                 sentence.words.append(replace_surrogates(fields[0]))
-                sentence.tags.append(replace_surrogates(fields[-1]))
+                sentence.tags.append(replace_surrogates(fields[-1].strip()))
     except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
     if sentence.words:

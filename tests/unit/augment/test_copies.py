@@ -141,5 +141,7 @@ def test_a_corpus_is_known_by_its_content(folder, tmp_path):
     assert make("one") == make("two") | {"file": str(tmp_path / "made" / FILE)} and make("one")["how"] == {CLOZE: 1}
     with pytest.raises(UserError, match="made holds another run .corpus was"):
         make("other")
+    (tmp_path / "made").rename(tmp_path / "moved")
+    assert make("one", "moved")["file"] == str(tmp_path / "moved" / FILE)
     with pytest.raises(UserError, match="--cloze 1: the corpus yields 0 questions, made of lines of 60 to 250 words"):
         make("short", "none")

@@ -155,3 +155,5 @@ def test_a_folder_without_a_copy_of_what_is_used_is_refused(world, name):
         UserError, match=r"none of its rows is a copy .* \(finetune.max_train_samples = 1, .* raise these"
     ):
         add_augmented(sets.train, rows, data, tokenizer, replace(point, max_train_samples=1), 64)
+    with pytest.raises(UserError, match="augmented_copies = 4: --augmented has 3 copies of each example; give at most"):
+        add_augmented(sets.train, rows, data, tokenizer, replace(point, augmented_copies=4), 64)

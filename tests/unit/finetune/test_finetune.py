@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -451,6 +452,21 @@ def test_the_grid():
     for value in (math.inf, math.nan):
         with pytest.raises(UserError, match="finetune.epochs = .* a finite number"):
             FinetuneConfig(epochs=value).check()
+    for match, problem in (
+        ([], "has no term,"),
+        ([{"loss": "mse", "weight": 0}], "has no term with a weight above 0,"),
+    ):
+        with pytest.raises(
+            UserError, match=f"layers_first = 0.5: finetune.match {problem} so nothing would be learned"
+        ):
+            FinetuneConfig(layers_first=0.5, match=match).check()
+    nothing = FinetuneConfig(soft_label_weight=0, hard_label_weight=0)
+    with pytest.raises(UserError, match="soft_label_weight = 0 and finetune.hard_label_weight = 0: nothing would be"):
+        nothing.check_learns()
+    with pytest.raises(UserError, match="soft_label_weight = 0: nothing would be learned from augmented texts"):
+        FinetuneConfig(soft_label_weight=0).check_learns(augmented=True)
+    FinetuneConfig(soft_label_weight=0).check_learns()
+    replace(nothing, match=[{"loss": "mse"}]).check_learns(augmented=True)
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
             expand_grid(FinetuneConfig(), [wrong])

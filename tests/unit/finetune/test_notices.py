@@ -190,8 +190,13 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
     random = np.random.default_rng(0)
     labels = random.uniform(0, 5, 200)
     scores = scale * labels + offset + noise * random.normal(size=200)
+    # beside them, augmented texts with scores alike, of whose labels none is their own
+    labels, scores = np.concatenate([labels, np.full(400, labels[0])]), np.tile(scores, 3)
     train = Features(
-        {"input_ids": []}, {"labels": labels.tolist()}, [np.array([score], np.float32) for score in scores]
+        {"input_ids": [[1]] * 600},
+        {"labels": labels.tolist()},
+        [np.array([score], np.float32) for score in scores],
+        labeled=[True] * 200 + [False] * 400,
     )
     log_scale_mismatch("--teacher T", train)
     stderr = capsys.readouterr().err

@@ -31,6 +31,10 @@ def test_pairs_of_layers():
         ({"layers": [(3, 0)]}, r"losses\.match\[0\]\.layers: student layer 3: the student has 2 layers, 0 to 1"),
         ({"layers": [(0, 4)]}, r"losses\.match\[0\]\.layers: teacher layer 4: the teacher has 4 layers, 0 to 3"),
         ({"layers": []}, r"losses\.match\[0\]\.layers is empty"),
+        (
+            {"layers": [(0, 2), (1, 3), (0, 2)]},
+            r"losses\.match\[0\]\.layers: the pair \[0, 2\] is given twice; give it once",
+        ),
         ({"loss": "cosin"}, r"losses\.match\[0\]\.loss = cosin: no such loss; did you mean cosine\?"),
     ],
 )

@@ -7,11 +7,14 @@ import pytest
 
 from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.cli.study import make_study
+from ds_distill.recipe import Recipe
 from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
+from ds_distill.study.run import check_matches
 from ds_distill.study.variants import Variant
 from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
 
 PLAN = """
 teacher: T
@@ -94,6 +97,40 @@ def test_the_report_has_a_row_for_each(study, tmp_path):
         (Variant("a", finetune={"epoch": 1}), {}, "variants: v: finetune: epoch: no such setting; did you mean epochs"),
         (Variant("a", finetune={"rte": 1}), {}, "variants: v: finetune: rte: 1: must map names of settings to values"),
         (Variant("a", True, augmented=True), {"copies": 0}, "copies = 0: must be at least 1"),
+        (
+            Variant("a", True, augmented=True, finetune={"soft_label_weight": 0}),
+            {},
+            "variants: v: finetune.soft_label_weight = 0: nothing would be learned from augmented texts",
+        ),
+        *(
+            (Variant("a", teachers == "all", teachers, finetune=settings), {}, message)
+            for teachers, settings, message in (
+                (
+                    "median",
+                    {"match": [{"loss": "mse"}]},
+                    "v: finetune: match: needs a fine-tuned teacher; set task_dis",
+                ),
+                (
+                    "median",
+                    {"rte": {"layers_first": 0.5}},
+                    "v: finetune: layers_first: needs a fine-tuned teacher; set task",
+                ),
+                ("median", {"teacher_weights": [1]}, "v: finetune: teacher_weights: needs several teachers; set teach"),
+                ("all", {"augmented_copies": 2}, "v: finetune: augmented_copies: needs augmented texts; set augme"),
+                (
+                    "all",
+                    {"rte": {"teacher_weights": [1, 2]}},
+                    "the teacher has 5 seeds on rte; give one number for each",
+                ),
+            )
+        ),
+        (
+            Variant("a", True, augmented=True, finetune={"augmented_copies": 9}),
+            {},
+            "variants: v: finetune.augmented_copies = 9: there are 4 copies of each example; give fewer, or raise",
+        ),
+        (Variant("a", finetune={"learning_rate": -1.0}), {}, "variants: v: finetune.learning_rate = -1.0: must be ab"),
+        (Variant("a"), {"students": {}, "task_distillation": ["a"]}, "students is empty; name at least one"),
     ],
 )
 def test_a_mistake_in_a_variant_is_told_before_the_first_job(tmp_path, variant, changes, message):
@@ -101,6 +138,38 @@ def test_a_mistake_in_a_variant_is_told_before_the_first_job(tmp_path, variant, 
     plan |= {"students": {"a": {}}, "tasks": ["rte"], "variants": {"v": variant}}
     with pytest.raises(UserError, match=message):
         Study(**plan | changes).check()
+
+
+def test_what_concerns_teachers_or_texts_is_left_out_where_there_are_none():
+    given = {"epochs": 1, "match": [{"loss": "mse"}], "teacher_weights": [1.0, 2.0], "augmented_copies": 2}
+    study = Study("few_tokens", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], finetune=given)
+    kept = [
+        (Variant("a"), ["epochs"]),
+        (Variant("a", True), ["epochs", "match"]),
+        (Variant("a", True, "all"), ["epochs", "match", "teacher_weights"]),
+        (Variant("a", True, "median", True), ["epochs", "match", "augmented_copies"]),
+    ]
+    for variant, names in kept:
+        assert list(study.get_finetune_settings("rte", variant)[1]) == names
+
+
+def test_a_term_that_a_student_does_not_have_is_told_before_the_first_job(tmp_path):
+    teacher = str(save_encoder("bert", tmp_path / "teacher"))
+    for entry, message in (
+        ({"loss": "mze"}, r"v: finetune\.match\[0\]\.loss = mze: no such loss; did you mean mse"),
+        ({"loss": "mse", "layers": [[1, 0]]}, r"v: finetune\.match\[0\]\.layers: student layer 1: the student has 1"),
+        ({"loss": "mse", "layers": "mapped"}, None),
+    ):
+        variants = {"v": Variant("a", True, finetune={"match": [entry]})}
+        study = Study("few_tokens", teacher, ["t"], [], None, {"a": {}}, ["rte"], variants=variants)
+        recipe = Recipe()
+        recipe.student.num_layers = 1
+        if message is None:
+            check_matches(study, {"a": recipe}, {"rte, v"})
+            continue
+        with pytest.raises(UserError, match=message):
+            check_matches(study, {"a": recipe}, {"rte, v"})
+        check_matches(study, {"a": recipe}, set())  # finished
 
 
 def test_words_that_are_labeled_one_by_one_are_not_replaced(tmp_path):

@@ -268,9 +268,10 @@ def test_a_mistake_is_one_sentence_with_its_place_and_what_to_do(tmp_path, task,
 
 
 def test_a_no_break_space_is_part_of_a_word(tmp_path):
-    lines = "10\u00a0000 O\nRue\u3000Royale B-place\n"
-    _, train, _ = load(tmp_path, WORDS, train_conll=lines, dev_conll=lines.replace(" ", "\t"))
-    assert train.texts == [[["10\u00a0000", "Rue\u3000Royale"]]]
+    lines = "10\u00a0000 O\n\u00a0 O\nRue\u3000Royale B-place\u00a0\n\u00a0\nyes O\n"
+    _, train, dev = load(tmp_path, WORDS, train_conll=lines, dev_conll=lines.replace(" ", "\t"))
+    assert train.texts == dev.texts == [[["10\u00a0000", "\u00a0", "Rue\u3000Royale"], ["yes"]]]
+    assert train.labels == [[0, 0, 1], [0]]
 
 
 @pytest.mark.parametrize("kind", ["single-label", "multi-label", "token-classification"])
