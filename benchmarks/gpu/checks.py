@@ -256,7 +256,7 @@ def varlen_error(device: torch.device, dtype: torch.dtype, window: int | None) -
     for kernel in (True, False):
         x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
         out = (
-            varlen_attention(*x, padded, window).transpose(1, 2)
+            varlen_attention(*x, padded, window=window).transpose(1, 2)
             if kernel
             else torch.nn.functional.scaled_dot_product_attention(*x, mask)
         )

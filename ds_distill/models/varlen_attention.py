@@ -72,7 +72,7 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(_NAME)
 
 
-def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None = None) -> Tensor:
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, window: int | None = None) -> Tensor:
     """Return attention within documents, [B, L, heads, d].
 
     Args:
@@ -106,7 +106,7 @@ def _attention(
     if cu_seq_lens_q is not None and not dropout and usual:
         # transformers counts the token itself
         window = None if sliding_window is None else sliding_window - 1
-        return varlen_attention(query, key, value, cu_seq_lens_q, window), None
+        return varlen_attention(query, key, value, cu_seq_lens_q, window=window), None
     return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None
 
 
