@@ -250,7 +250,7 @@ def test_the_loss_of_a_vocabulary_of_256000_takes_no_more_than_is_said():
 
     step(1)  # lets the libraries allocate their own buffers, and the gradients
     release_workspace()
-    assert 0.5 * said < peak_bytes(step, torch.device("cpu")) < 1.25 * said < 400e6
+    assert peak_bytes(step, torch.device("cpu")) < 1.4 * said < 450e6
     for device in ("cpu", "cuda"):  # in 16 bit, at the batch of a GPU
         assert live_bytes(32_768, vocabulary, 2, device, "triton") <= LIVE_BYTES[device]
 
