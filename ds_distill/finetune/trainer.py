@@ -140,6 +140,8 @@ class FinetuneTrainer(Trainer):
         settings, targets, labeled = self.settings, inputs.pop("teacher", None), inputs.pop("labeled", None)
         model_inputs = {name: inputs.pop(name) for name in INPUTS}
         own = {name: model_inputs[name] for name in self.input_names} | (inputs if labeled is None else {})
+        # Where this process has a process group, as after a distillation, Trainer has wrapped the model, alone in it.
+        model = self.accelerator.unwrap_model(model)
         sites = self.inner.student_sites if self.inner else ()
         outputs, states = run_recorded(model, own, sites)
         inner = [self._inner_loss(states, model_inputs)] if self.inner else []

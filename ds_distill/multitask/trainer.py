@@ -22,7 +22,8 @@ class MultitaskTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a step's batch."""
-        loss = model(**inputs)
+        # Where this process has a process group, Trainer has wrapped the model, and would wait for other tasks' heads.
+        loss = self.accelerator.unwrap_model(model)(**inputs)
         self._losses.setdefault(inputs["task"], []).append(loss.detach())
         return (loss, None) if return_outputs else loss
 
