@@ -35,7 +35,8 @@ def test_frozen_parts_stay_and_every_zero_stage_and_rank_count_agrees():
     first, *others = (*run_cases(2, CASES), *run_cases(1, [{"deepspeed": "zero1", "resumed": []}]))
     for row in others:
         for one, other in zip(first["sums"], row["sums"], strict=True):
-            assert other == pytest.approx(one, rel=1e-4), row["case"]
+            # the relations' loss is 3e-4 here, a difference of far greater numbers
+            assert other == pytest.approx(one, rel=1e-4, abs=1e-7), row["case"]
         assert row["weights"] == pytest.approx(first["weights"], abs=2e-4), row["case"]
 
 

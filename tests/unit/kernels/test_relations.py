@@ -106,7 +106,7 @@ def test_equal_vectors(backend, dtype, weights, same):
 
 @pytest.mark.parametrize("weights", [[1.0], None])
 def test_large_scores(backend, weights):
-    """Scores of some thousands are exact to 1e-4 in fp32, in whatever order a processor adds, and so is their softmax."""
+    """Scores of some thousands are exact to 1e-4 in fp32, in whatever order a processor adds; so is their softmax."""
     student, teacher = ([x * 30 for x in make(16, torch.float32, seed)] for seed in (1, 2))
     check(backend, tuple(student), [tuple(teacher)], weights, MASK, DOCUMENTS, 3e-4)
 
