@@ -23,6 +23,7 @@ from typing import Any
 from ds_distill.utils.console import log, on_terminal, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.progress import note_progress
 
 TAIL = 4  # how many lines of a failed job's log file are shown
 LATE = 10.0  # seconds
@@ -151,6 +152,7 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
                 shown = time.monotonic()
                 while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
+                    note_progress()  # each job has a watch of its own
                     if parallel > 1 and on_terminal() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()

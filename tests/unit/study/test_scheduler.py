@@ -67,6 +67,14 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     run_jobs([fourth, third, first, second], 2, tmp_path / "logs")  # nothing runs twice, since the folders are there
 
 
+def test_waiting_for_a_long_job_is_no_standstill(tmp_path, monkeypatch):
+    """The job ends once the study has noted progress while it ran, which its own watch would else report."""
+    note = scheduler.note_progress
+    monkeypatch.setattr(scheduler, "note_progress", lambda: (note(), (tmp_path / "noted").touch()))
+    run_jobs([job(tmp_path, "long", 'wait("noted")')], 1, tmp_path / "logs")
+    assert (tmp_path / "long" / "summary.json").is_file()
+
+
 def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
     """The summary of fewer seeds is already there."""
     (tmp_path / "teacher").mkdir()
