@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.exporters.int8 import FULL_RANGE, LARGE, REDUCED_RANGE
@@ -67,25 +67,6 @@ def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
     for module in model.modules():
         if type(module) in _QUANTIZED:
             module.__class__, cast(Any, module).steps = _QUANTIZED[type(module)], steps
-
-
-class QuantizeLast(TrainerCallback):
-    """A callback that has a model fake-quantized in the last share of its steps."""
-
-    def __init__(self, model: PreTrainedModel, format: QuantizedFormat, share: float):
-        """Begin with floats; the first step of a training, or of a resumed one, decides what it computes in.
-
-        Args:
-            model: The model in training.
-            format: The format.
-            share: The share of the steps, from 0 to 1.
-        """
-        self.model, self.format, self.share, self.quantized = model, format, share, False
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if not self.quantized and state.global_step >= state.max_steps - round(self.share * state.max_steps):
-            fake_quantize(self.model, self.format)
-            self.quantized = True
 
 
 def unquantize(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback
 
-from ds_distill.compression.fake_quantize import QuantizeLast, unquantize
+from ds_distill.compression.fake_quantize import unquantize
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
@@ -23,6 +23,7 @@ from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.inner_terms import InnerTerms
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
+from ds_distill.finetune.quantize_last import QuantizeLast
 from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.finetune.trainer import (
     SAVE_EVERY,

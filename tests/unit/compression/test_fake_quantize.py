@@ -12,7 +12,6 @@ from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, Au
 
 from ds_distill.compression.fake_quantize import (
     STEPS,
-    QuantizeLast,
     fake_quantize,
     round_activation,
     round_weight,
@@ -26,6 +25,7 @@ from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import text_batches
 from ds_distill.exporters.runtimes import OnnxRunner
+from ds_distill.finetune.quantize_last import QuantizeLast
 from tests.tiny import FAMILIES, save_encoder
 
 HEADS = {"classes": AutoModelForSequenceClassification, "spans": AutoModelForQuestionAnswering}
