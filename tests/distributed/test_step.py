@@ -15,21 +15,25 @@ OPTIONS = [
     {"deepspeed": "zero1", "optimizer": "torch"},
     {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
     {"deepspeed": "zero0", "compiled": True},
-    {"deepspeed": "zero0", "freeze": True},
-    {"deepspeed": "zero1", "freeze": True},
-    {"deepspeed": "zero3", "freeze": True},
-    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in range(4)),
+    *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (1, 3)),
+    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (1, 3)),
     # with one sequence per micro-batch, a rank has steps without a masked sequence
-    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in range(4)),
+    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (1, 3)),
 ]
-LONG = [  # each compiles for half a minute
-    {"deepspeed": "zero2", "compiled": True},
+LONG = [
+    {"deepspeed": "zero2", "compiled": True},  # each compiles for half a minute
     {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
+    {"deepspeed": "zero0", "freeze": True},
+    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (0, 2)),
+    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2)),
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
-BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]
-BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (0, 1, 3)]
+BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (1, 3)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "freeze": True, "batched": True}]  # as on a GPU
+BF16_LONG = [
+    {"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True},
+    {"deepspeed": "zero0", "dtype": "bfloat16", "overflow": True, "freeze": True},
+]
 FP16 = [{"deepspeed": f"zero{stage}", "dtype": "float16"} for stage in range(4)]
 FP16 += [{"deepspeed": "zero0", "dtype": "float16", "optimizer": "torch"}]
 
@@ -72,8 +76,9 @@ def assert_equals_reference(row: dict) -> None:
     assert row["change"] <= 1e-3, row
 
 
-def test_bf16_follows_reference_and_keeps_fp32_masters():
-    for row in run_cases(2, BF16):
+@pytest.mark.parametrize("cases", [BF16, pytest.param(BF16_LONG, marks=pytest.mark.long)], ids=["all", "long"])
+def test_bf16_follows_reference_and_keeps_fp32_masters(cases):
+    for row in run_cases(2, cases):
         # It would be 1.2e-2 if a step of zeros counted for Adam, as at DeepSpeed's stage 0.
         assert row["total"] <= 8e-3 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
         assert row["masters_beyond_16_bit"], row

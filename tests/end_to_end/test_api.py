@@ -28,7 +28,7 @@ def run_script(text: str, folder) -> subprocess.CompletedProcess:
     return patience.run([sys.executable, "script.py"], cwd=folder, env=environment_of() | {"PYTHONPATH": str(ROOT)})
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/getting_started.md"])
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/getting_started.md", marks=pytest.mark.long)])
 def test_the_example_of_a_page_runs(page, world, tmp_path):
     """Without a guard around it, although two processes read the text."""
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -53,6 +53,7 @@ def comparison(world, tmp_path_factory):
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_all_train_for_the_same_time(world, comparison):
     folder, result = comparison
     for row in result["trainers"]:

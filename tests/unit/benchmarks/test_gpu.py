@@ -199,7 +199,10 @@ def test_not_all_limits_hold_where_checks_were_not_made():
 
 @pytest.mark.parametrize(
     "family",
-    [gpu_checks.vocabulary, gpu_checks.relations, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs],
+    [
+        *(pytest.param(slow, marks=pytest.mark.long) for slow in (gpu_checks.vocabulary, gpu_checks.compiled_blocks)),
+        *(gpu_checks.relations, gpu_checks.varlen, gpu_checks.host_syncs),
+    ],
 )
 def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))

@@ -58,7 +58,7 @@ def test_the_gradient_is_dropped_where_the_value_is():
     assert CounterDropout(0.3).eval()(x) is x and CounterDropout(0.0)(x) is x
 
 
-def students(dropout: float) -> list:
+def student(family: str, dropout: float):
     torch.manual_seed(0)
     shape = {
         "vocab_size": 61,
@@ -67,10 +67,13 @@ def students(dropout: float) -> list:
         "num_attention_heads": 4,
         "intermediate_size": 48,
     }
-    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
-    roberta = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
-    mpnet = MPNetForMaskedLM(MPNetConfig(**shape, max_position_embeddings=34))
-    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta, mpnet)]
+    if family == "bert":
+        teacher = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
+    elif family == "roberta":
+        teacher = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
+    else:
+        teacher = MPNetForMaskedLM(MPNetConfig(**shape, max_position_embeddings=34))
+    return build_student(teacher.eval(), dropout=dropout).double().train()
 
 
 def masks(lengths=(24, 9, 17)):
@@ -85,26 +88,30 @@ def needs_compile():
         pytest.skip(f"torch.compile: {reason}")
 
 
-def test_compiled_blocks_compute_what_the_models_own_do():
+LONG = [pytest.param(family, marks=pytest.mark.long) for family in ("roberta", "mpnet")]  # each compiles half a minute
+
+
+@pytest.mark.parametrize("family", ["bert", *LONG])
+def test_compiled_blocks_compute_what_the_models_own_do(family):
     needs_compile()
     none, padding, documents, real = masks()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
-    for reference in students(0.0):
-        compiled = copy.deepcopy(reference)
-        compile_layers(compiled, CPU)
-        for mask in (none, padding, documents[:, None]):
-            outputs = []
-            for model in (reference, compiled):
-                model.zero_grad()
-                hidden, _ = run_encoder(model, ids, mask)
-                (hidden[real].sin().sum()).backward()
-                outputs.append(
-                    [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
-                )
-            assert len(outputs[0]) == len(outputs[1]) > 20
-            for expected, actual in zip(*outputs, strict=True):
-                torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
-        assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
+    reference = student(family, 0.0)
+    compiled = copy.deepcopy(reference)
+    compile_layers(compiled, CPU)
+    for mask in (none, padding, documents[:, None]):
+        outputs = []
+        for model in (reference, compiled):
+            model.zero_grad()
+            hidden, _ = run_encoder(model, ids, mask)
+            (hidden[real].sin().sum()).backward()
+            outputs.append(
+                [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
+            )
+        assert len(outputs[0]) == len(outputs[1]) > 20
+        for expected, actual in zip(*outputs, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
+    assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
 @pytest.mark.long
@@ -158,7 +165,7 @@ def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     """The gradient must equal the central differences of the loss, which is smooth in the weights for a fixed seed."""
     needs_compile()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
-    model = students(0.2)[0]
+    model = student("bert", 0.2)
     compile_layers(model, CPU)
     if checkpointing:  # recomputation in the backward pass must drop the same values
         model.gradient_checkpointing_enable()
@@ -212,7 +219,7 @@ def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
 
 
 def test_an_export_shows_no_trace(tmp_path):
-    model = students(0.1)[0]
+    model = student("bert", 0.1)
     compile_layers(model, CPU)
     model.save_pretrained(tmp_path)
     assert "written_out" not in (tmp_path / "config.json").read_text()
