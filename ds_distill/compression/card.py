@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ds_distill.reporting.model_card import (
+from ds_distill.reporting.card_sections import (
     MADE_WITH,
     NO_HEAD,
-    _limitations,
-    _made_of,
-    _tags,
-    _usage,
+    card_tags,
     front_matter,
+    limitations_section,
+    made_of,
     provenance_entries,
+    usage_section,
 )
 from ds_distill.reporting.provenance import Provenance
 
@@ -34,14 +34,14 @@ def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, poo
         else "That text is split into the same tokens as before"
     )
     return (
-        front_matter(kind, **provenance_entries(origin), tags=_tags(origin), model_name=title)
+        front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
         + f"# {title}\n\n"
-        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{_made_of(origin)}. Its vocabulary has "
+        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. Its vocabulary has "
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
         + f"{figures['text_tokens']:,} tokens uses. {split}; other text is split into smaller pieces. Nothing was "
         + f"trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million parameters "
         + "are left, and they have their values.\n\n"
         + ("" if head else NO_HEAD)
-        + _usage(kind, pooler)
-        + _limitations(origin, "Text in other languages, or of another domain, was not measured.")
+        + usage_section(kind, pooler)
+        + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")
     )

@@ -28,7 +28,7 @@ from ds_distill.exporters.published import declare_quantized, publish_model
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
-from ds_distill.reporting.model_card import put_section
+from ds_distill.reporting.card_edits import put_section
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.metrics import Measured
 from ds_distill.utils.console import log, spinner

@@ -13,7 +13,7 @@ from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_f
 from ds_distill.models.families import get_family
 from ds_distill.models.loading import new_model, no_pooler
 from ds_distill.models.saving import save_model_folder
-from ds_distill.reporting.model_card import MADE_WITH
+from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 

@@ -18,7 +18,8 @@ from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting import provenance
-from ds_distill.reporting.model_card import MADE_WITH, PIPELINES, QUANTIZED, front_matter, set_metadata
+from ds_distill.reporting.card_edits import set_metadata
+from ds_distill.reporting.card_sections import MADE_WITH, PIPELINES, QUANTIZED, front_matter
 from ds_distill.reporting.provenance import parse_front_matter
 from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError

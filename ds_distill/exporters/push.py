@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ds_distill.reporting.model_card import for_repository
+from ds_distill.reporting.card_edits import for_repository
 from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_atomically

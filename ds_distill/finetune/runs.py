@@ -28,8 +28,8 @@ from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.finetune.trainer import (
     SAVE_EVERY,
     FinetuneTrainer,
+    ProgressBar,
     ReportCallback,
-    _Bar,
     answer_sets,
     find_checkpoint,
     make_arguments,
@@ -376,7 +376,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
         teacher=plan.teachers.first if plan.teachers else None,
         average=average,
         inner=inner,
-        callbacks=[_Bar(bar)],
+        callbacks=[ProgressBar(bar)],
     )
     if point.quantize:
         trainer.add_callback(QuantizeLast(model_to_train, point.quantize, point.quantize_share))

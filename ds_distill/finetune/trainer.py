@@ -212,7 +212,7 @@ def score_answers(task: Task, dev: EncodedDev, answers: DevAnswers) -> Measured:
     return figures
 
 
-class _Bar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """A callback that advances the whole plan's progress bar with each step."""
 
     def __init__(self, bar):

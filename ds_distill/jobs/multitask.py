@@ -22,7 +22,7 @@ from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import log_not_read
 from ds_distill.finetune.runs import memory_remedy, resolve_precision
-from ds_distill.finetune.trainer import SAVE_EVERY, ReportCallback, _Bar, find_checkpoint, make_arguments
+from ds_distill.finetune.trainer import SAVE_EVERY, ProgressBar, ReportCallback, find_checkpoint, make_arguments
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
@@ -272,7 +272,7 @@ def _train(run: Run, model: MultitaskModel, steps: Steps, checkpoint: str | None
             ),
             train_dataset=steps,
             data_collator=take_batch,
-            callbacks=[_Bar(bar), ReportCallback(trackers)],
+            callbacks=[ProgressBar(bar), ReportCallback(trackers)],
         )
         trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
         trainer.train(resume_from_checkpoint=checkpoint)

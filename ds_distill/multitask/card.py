@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ds_distill.reporting.heldout import heldout_cells
-from ds_distill.reporting.model_card import (
+from ds_distill.reporting.card_sections import (
     MADE_WITH,
-    _heldout_results,
-    _limitations,
-    _made_of,
-    _tags,
-    _training,
-    _usage,
+    card_tags,
     front_matter,
+    heldout_results,
+    limitations_section,
+    made_of,
     provenance_entries,
+    training_section,
+    usage_section,
 )
+from ds_distill.reporting.heldout import heldout_cells
 from ds_distill.reporting.provenance import Provenance
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.catalog import Task
@@ -52,21 +52,23 @@ def multitask_card(
         front_matter(
             "masked-lm",
             **provenance_entries(origin),
-            tags=_tags(origin),
+            tags=card_tags(origin),
             model_name=title,
-            eval_results=list(_heldout_results(dict(figures), [])),
+            eval_results=list(heldout_results(dict(figures), [])),
         )
-        + f"# {title}\n\nA masked language model {MADE_WITH}{_made_of(origin)}. Its encoder was tuned at once on "
+        + f"# {title}\n\nA masked language model {MADE_WITH}{made_of(origin)}. Its encoder was tuned at once on "
         + f"{names}, each with a head of its own; its masked-LM head and its word embeddings are those that it had "
         + "before. It is a teacher for distillation without tasks.\n\n"
-        + _usage("masked-lm")
+        + usage_section("masked-lm")
         + "## Measured\n\nMasked LM on held-out text, at the positions that show [MASK]; losses are in nats:\n\n"
         + table(drift, {"model": "model", "loss": "loss", "accuracy": "accuracy"})
         + "\n\nOn the dev sets, with the heads of the tasks, which are not in this folder:\n\n"
         + table(scores, {"task": "task", "metric": "metric", "value": "value"})
         + "\n\n"
-        + _training(origin)
-        + _limitations(origin, f"Nothing but the figures above was measured: no task but {names}, and no other text.")
+        + training_section(origin)
+        + limitations_section(
+            origin, f"Nothing but the figures above was measured: no task but {names}, and no other text."
+        )
         + "## Settings\n\n```json\n"
         + json_text(settings, indent=2)
         + "\n```\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_distill.reporting.page_style import STYLE
 from ds_distill.reporting.panels import Panel, make_svg
-from ds_distill.reporting.tables import NOT_RUN, _cell, table
+from ds_distill.reporting.tables import NOT_RUN, cell, table
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _section_html(section: Section, number: int) -> str:
         _paragraphs(section.text),
     ]
     if section.rows:
-        cells = [[_cell(row.get(key)) for key in section.columns] for row in section.rows]
+        cells = [[cell(row.get(key)) for key in section.columns] for row in section.rows]
         kind = [
             ' class="number"' if all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) else ""
             for i in range(len(section.columns))

@@ -29,7 +29,7 @@ from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import OPSET
 from ds_distill.exporters.parity import SAMPLE, compare, text_batches, torch_runner
 from ds_distill.exporters.task_score import dev_score
-from ds_distill.reporting.model_card import MADE_WITH
+from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 

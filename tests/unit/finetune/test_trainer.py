@@ -256,10 +256,10 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
 
     whole = run("whole", [point])
     assert sorted({*epochs}) == [0, 1, 2, 3]
-    step = trainer_module._Bar.on_step_end
+    step = trainer_module.ProgressBar.on_step_end
     with monkeypatch.context() as patch:
         patch.setattr(
-            trainer_module._Bar,
+            trainer_module.ProgressBar,
             "on_step_end",
             lambda self, args, state, control, **kwargs: (
                 (_ for _ in ()).throw(KeyboardInterrupt)
@@ -447,7 +447,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
 def test_what_batches_leave_behind_is_given_back(monkeypatch):
     given = []
     monkeypatch.setattr(trainer_module, "trim_heap", lambda: given.append(at))
-    bar = trainer_module._Bar(SimpleNamespace(update=lambda: None))
+    bar = trainer_module.ProgressBar(SimpleNamespace(update=lambda: None))
     for at in range(1, 101):
         bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)
     assert given == [25, 50, 75, 100]

@@ -47,7 +47,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
-from ds_distill.reporting.model_card import MADE_WITH
+from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, randomised

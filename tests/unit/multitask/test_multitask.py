@@ -287,7 +287,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tuned, tmp_p
     whole, summary = tuned
     monkeypatch.setattr(multitask_module, "SAVE_EVERY", 12)
     options = {"mlm_fraction": 0.25, "corpus": (), "tokens": str(whole / "tokens")}
-    step, scores = trainer_module._Bar.on_step_end, multitask_results.score_model
+    step, scores = trainer_module.ProgressBar.on_step_end, multitask_results.score_model
 
     def stop_at_15(self, args, state, control, **kwargs):
         if state.global_step == 15:
@@ -300,7 +300,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tuned, tmp_p
         return scores(task, *rest)
 
     for place, name, stop in (
-        (trainer_module._Bar, "on_step_end", stop_at_15),
+        (trainer_module.ProgressBar, "on_step_end", stop_at_15),
         (multitask_results, "score_model", stop_at_stsb),
     ):
         with monkeypatch.context() as patch:

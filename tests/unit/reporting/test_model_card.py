@@ -14,7 +14,9 @@ from transformers import (
 )
 
 from ds_distill.reporting import provenance
-from ds_distill.reporting.model_card import for_repository, front_matter, model_card, set_metadata, task_card
+from ds_distill.reporting.card_edits import for_repository, set_metadata
+from ds_distill.reporting.card_sections import front_matter
+from ds_distill.reporting.model_card import model_card, task_card
 from ds_distill.reporting.provenance import Provenance
 from ds_distill.tasks.catalog import TASKS
 from tests.tiny import save_encoder
