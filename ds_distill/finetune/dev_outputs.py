@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.data import Data, EncodedDev, dev_sets, get_split_name
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.trainer import DevAnswers, answer_sets, score_answers
+from ds_distill.models.precision import lone_device
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs, find_constant_answer
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.metric_sums import METRIC_SUMS
@@ -91,8 +91,7 @@ def score_again(folder: Path, data: Data) -> DevOutputs:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     model_folder, metric = folder / "model", data.task.metrics[0]
     model = load_for_task(str(model_folder), data.task, "model", tuned=True)
-    if torch.cuda.is_available():
-        model = model.to(torch.device("cuda", 0))  # type: ignore[arg-type]  # wrong in transformers
+    model = model.to(lone_device())  # type: ignore[arg-type]  # wrong in transformers
     tokenizer = load_tokenizer(model_folder)
     with spinner(f"reading {data.task.name}"):
         dev = dev_sets(data, tokenizer, tokenizer.model_max_length)

@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from ds_distill.augment import CLOZE, FILE
 from ds_distill.augment.copies import copy_examples
 from ds_distill.augment.questions import (
@@ -28,6 +26,7 @@ from ds_distill.data.sources import split_inputs
 from ds_distill.finetune.data import load_data
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.precision import lone_device
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.run_record import write_record
@@ -86,7 +85,7 @@ def augment(
             log(f"{output}: finished before, nothing to do")
             # the folder may have been moved since
             return StoredSummary(stored | {"output": str(output), "file": str(output / FILE)})
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        device = lone_device()
         proposer = WordProposer(network.to(device), folder.tokenizer)  # type: ignore[arg-type]  # wrong in transformers
         count = len(task_data.train)
         log_header(

@@ -21,11 +21,12 @@ from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import log_not_read
-from ds_distill.finetune.runs import memory_remedy, resolve_precision
+from ds_distill.finetune.one_run import memory_remedy, resolve_precision
 from ds_distill.finetune.trainer import SAVE_EVERY, ProgressBar, ReportCallback, find_checkpoint, make_arguments
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.precision import lone_device
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.multitask.model import MultitaskModel
@@ -111,7 +112,7 @@ def multitask(
         sets = {name: encode_sets(part, tokenizer, settings, positions) for name, part in all_data.items()}
         for name, part in all_data.items():
             log_not_read(part, sets[name], settings, positions, tokenizer)
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        device = lone_device()
         if device.type == "cpu":
             retain_freed_memory()
         hub_sets = [] if data else [task.hub[0] for task in tasks]

@@ -21,7 +21,7 @@ from transformers import (
 from ds_distill.config.losses import Match
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
-from ds_distill.finetune import runs
+from ds_distill.finetune import one_run, runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
@@ -230,7 +230,7 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SAVE_EVERY", 4)
+    monkeypatch.setattr(one_run, "SAVE_EVERY", 4)
     point = FinetuneConfig(  # 5 steps per epoch; the mean is of the last 10 steps, and the last 8 are rounded
         epochs=4,
         batch_size=8,
@@ -327,7 +327,7 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     read = []
     real = trainer_module.FinetuneTrainer
     monkeypatch.setattr(
-        runs,
+        one_run,
         "FinetuneTrainer",
         lambda **kwargs: (
             read.append((len(kwargs["train_dataset"]), max(kwargs["train_dataset"].lengths))) or real(**kwargs)
@@ -355,7 +355,7 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
         seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
         return real(model=model, **kwargs)
 
-    monkeypatch.setattr(runs, "FinetuneTrainer", note)
+    monkeypatch.setattr(one_run, "FinetuneTrainer", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
         point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, dropout=dropout, precision=precision)
