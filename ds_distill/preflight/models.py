@@ -16,10 +16,11 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.attention_mask import check_keeps_apart
+from ds_distill.models.copying import check_tied
 from ds_distill.models.families import check_positions, check_recomputes
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
-from ds_distill.models.student import check_tied, find_start, load_start, plan_student
+from ds_distill.models.student import find_start, load_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Recipe
@@ -46,6 +47,7 @@ def check_teachers_fit(
         teacher.check_files()
     recipe.losses.weights_of_teachers(len(teachers))
     layer_map, config = plan_student(first.config, **asdict(recipe.student), dropout=recipe.training.dropout)
+    check_positions(config, recipe.data.sequence_length, "the student")
     if recipe.training.gradient_checkpointing:
         check_recomputes(config)
     further = [teacher.config for teacher in teachers[1:]]
