@@ -15,7 +15,9 @@ import argparse
 import copy
 import datetime
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from ds_distill.reporting.tables import table
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_atomically, write_json
+from ds_distill.utils.files import read_summary, write_atomically, write_json, write_summary
 
 LAYERS, WIDTH, HEADS, FEED_FORWARD, VOCABULARY, LENGTH = 4, 128, 4, 512, 1024, 32
 POSITIONS = 130  # 128 and the two before the first of a family that counts from its padding
@@ -184,7 +186,11 @@ def run_family(name: str, output: Path, options: argparse.Namespace) -> list[dic
         prepare_tokens([str(output / "train.txt")], tokenizer, tokens, recipe, 0.0)
         write_start(name, tokenizer, start)
     sets = {"": heldout}
-    pretrain(recipe, find_model_folder(str(start)), tokens, folder / "teacher", title=f"{name} teacher", heldout=sets)
+    title = f"{name} teacher"
+    finish(
+        folder / "teacher",
+        lambda at: pretrain(recipe, find_model_folder(str(start)), tokens, at, title=title, heldout=sets),
+    )
     teacher = find_model_folder(str(RunFolder(folder / "teacher").export))
     rows = []
     for seed in range(options.seeds):
@@ -197,13 +203,19 @@ def run_family(name: str, output: Path, options: argparse.Namespace) -> list[dic
             for kind, own in ((DISTILLED, taught), (PLAIN, plain)):
                 run_at = folder / f"{kind.partition(' ')[0]} seed={seed}"
                 title = f"{name} {kind}, seed {seed}"
-                distill(own, [teacher], tokens, run_at, title=title, heldout=sets)
+                finish(run_at, partial(distill, own, [teacher], tokens, title=title, heldout=sets))
                 models[kind] = load_masked_lm(find_model_folder(str(RunFolder(run_at).export)))
             measured, lead = comparison.measure(models, tokens, heldout, taught, (DISTILLED, PLAIN))
             losses = {row["model"]: row["mask_loss"] for row in measured}
             write_json(file, {"losses": losses, "lead": lead["mask_loss"], "lead_se": lead["mask_loss_se"]})
         rows.append(row_of(name, seed, json.loads(file.read_text(encoding="utf-8"))))
     return rows
+
+
+def finish(folder: Path, job: Callable[[Path], dict]) -> None:
+    """Run `job` on a folder, or go on with it, unless it is done."""
+    if read_summary(folder) is None:
+        write_summary(job(folder), folder)
 
 
 def row_of(name: str, seed: int, result: dict) -> dict:
