@@ -15,6 +15,7 @@ import argparse
 import copy
 import datetime
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -31,6 +32,7 @@ from ds_distill.data.run_data import prepare_tokens
 from ds_distill.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_wordpiece
 from ds_distill.demo import comparison
 from ds_distill.demo.documentation import read_documentation
+from ds_distill.demo.make_teacher import sinusoids
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs.distill import distill
 from ds_distill.jobs.pretrain import pretrain
@@ -82,7 +84,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=amount, default=8, help="text, in 10^6 bytes (default 8)")
     parser.add_argument("--page", type=Path, default=Path("docs/results/families.md"), help="the page that is written")
     options = parser.parse_args()
-    with user_errors(parser.prog):
+    with user_errors("benchmarks.analysis.family_proof"):
         return run(options)
 
 
@@ -141,7 +143,11 @@ def recipe_of(tokens: int, seed: int) -> Recipe:
 
 
 def write_start(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a small model of a family with random weights and its tokenizer to `folder`."""
+    """Write a small model of a family with random weights and its tokenizer to `folder`.
+
+    Position embeddings are sinusoids, as those of the demo's teacher: with random ones a model of this size predicts
+    hardly more than word counts for long.
+    """
     family = get_family_by_type(name)
     names, ids = family.names, {}
     if name == "modernbert":  # whose own are those of a larger vocabulary
@@ -157,7 +163,12 @@ def write_start(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
         **shape | ids | OTHER_SIZES.get(name, {}),
     )
     torch.manual_seed(0)
-    save_model_folder(AutoModelForMaskedLM.from_config(config), tokenizer, folder)
+    model = AutoModelForMaskedLM.from_config(config)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("position_embeddings.weight"):
+                parameter.copy_(math.sqrt(2) * INITIALIZER * sinusoids(*parameter.shape))
+    save_model_folder(model, tokenizer, folder)
 
 
 def tokenizer_of(name: str, shared: Path, folder: Path) -> PreTrainedTokenizerBase:

@@ -47,7 +47,6 @@ def check_teachers_fit(
         teacher.check_files()
     recipe.losses.weights_of_teachers(len(teachers))
     layer_map, config = plan_student(first.config, **asdict(recipe.student), dropout=recipe.training.dropout)
-    check_positions(config, recipe.data.sequence_length, "the student")
     if recipe.training.gradient_checkpointing:
         check_recomputes(config)
     further = [teacher.config for teacher in teachers[1:]]
@@ -66,7 +65,10 @@ def check_teachers_fit(
     for teacher in teachers:
         check_reads_tokens(teacher, recipe, tokens, tokenizer or first.path)
         load_teacher(teacher, logits=logits, hollow=True)
-    if recipe.student.from_ is not None:
+    if recipe.student.from_ is None:  # a student of another class may have fewer positions than its teacher
+        data = TokenDataset.open(tokens, "train").manifest if tokens else vars(recipe.data)
+        check_positions(config, data["sequence_length"], "the student")
+    else:
         start = find_start(recipe.student.from_).check_files()
         check_reads_tokens(start, recipe, tokens, tokenizer or first.path)
         load_start(start, head=recipe.need_vocabulary, hollow=True)

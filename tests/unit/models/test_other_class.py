@@ -5,6 +5,9 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, CamembertForMaskedLM, XLMRobertaForMaskedLM
 
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.estimate.estimate import Estimator
+from ds_distill.estimate.hardware import DEVICES
+from ds_distill.estimate.known_models import find_known_model
 from ds_distill.exporters.huggingface import export
 from ds_distill.models.families import get_family
 from ds_distill.models.families.students import get_student_class
@@ -13,6 +16,7 @@ from ds_distill.models.intermediates import LAST_HIDDEN, run_encoder
 from ds_distill.models.loading import load_encoder, no_pooler
 from ds_distill.models.student import build_student, plan_student
 from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Data, Recipe, Student
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, save_encoder
 from tests.unit.models.test_teacher import (
@@ -163,6 +167,12 @@ def test_new_positions_are_no_more_than_berts():
     )
     config = plan_student(tiny_roberta(max_position_embeddings=4098).config, family="modernbert")[1]
     assert config.max_position_embeddings == 4096
+
+
+def test_a_student_that_reads_less_than_its_teacher_is_refused():
+    recipe = Recipe(data=Data(sequence_length=1024), student=Student(family="bert"))
+    with pytest.raises(UserError, match="sequence_length = 1024: the student has 512 positions; use 512 or less"):
+        Estimator(recipe, [find_known_model("ModernBERT-base")], DEVICES["h100"])
 
 
 def test_positions_that_a_student_takes_over_can_be_frozen_and_others_cannot():
