@@ -37,9 +37,10 @@ class Student:
             rows and columns of the teacher's weights.
         intermediate_size: Width of the feed-forward layers; by default the teacher's, reduced as hidden_size is. A
             smaller one is initialized from the first columns of the teacher's.
-        family: Family of the student's class, by its model_type: "bert" keeps the token types of a BERT, whose
-            student is otherwise a DistilBERT, which has none, and makes a BERT of an ELECTRA whose embeddings are
-            as wide as its layers. By default the one that the teacher's family names.
+        family: Family of the student's class, by its model_type: the teacher's own, or of any teacher "bert",
+            "distilbert" or "modernbert". A student of another class starts from what both classes have: the layers of
+            all families but ModernBERT, or else the word embeddings. By default "distilbert" for a BERT, whose token
+            types only "bert" keeps, and for others the teacher's own.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
             they were sinusoidal before BERT's overwrote them. A model with rotary positions has none, and is refused.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,

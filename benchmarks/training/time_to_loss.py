@@ -46,6 +46,7 @@ from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.run_data import open_run_data, prepare_run_tokens, with_prepared_settings
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.families import get_family
+from ds_distill.models.intermediates import run_encoder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Recipe
@@ -63,7 +64,7 @@ KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 
 def compute_logits(model, batch, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of a masked-LM model, [rows, V], at the positions where rows [B, L] is true."""
     family = get_family(model)
-    hidden = family.get_encoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    hidden, _ = run_encoder(model, batch.input_ids, batch.attention_mask, batch.cu_seqlens)
     return family.get_decoder(model)(family.mlm_transform(model, hidden[rows]))
 
 

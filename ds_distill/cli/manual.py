@@ -24,6 +24,7 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.families import FAMILIES
+from ds_distill.models.families.students import list_students
 from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study
 from ds_distill.study.variants import Variant
@@ -118,11 +119,7 @@ def families_table() -> str:
     """Return the table of what each family of encoders can do."""
     rows = []
     for family in FAMILIES.values():
-        students = dict.fromkeys(
-            [family.student.family.name if family.student else family.name]
-            + [other.family.name for other in family.other_students]
-            + [family.name]
-        )
+        students = list_students(family)
         can = (
             family.projections is not None,
             family.projections is not None and not family.scores_positions,

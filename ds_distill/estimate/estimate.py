@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import psutil
 import torch
@@ -24,11 +24,11 @@ from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective, sites_of
 from ds_distill.models.attention_mask import check_keeps_apart
 from ds_distill.models.ensemble import Ensemble, counterparts
-from ds_distill.models.families import check_positions, check_recomputes, get_family
+from ds_distill.models.families import check_positions, check_recomputes, could_recompute, get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import new_model
 from ds_distill.models.precision import common_dtype, teacher_dtype
-from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student, resolve_layers
+from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student
 from ds_distill.models.teacher import Teacher, needed_part
 from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.stages import Span, spans_of
@@ -86,24 +86,16 @@ class Estimator:
         self.teacher_dtype = common_dtype(
             [teacher_dtype(self.device, self.dtype, training.teacher_precision, each.dtype) for each in self.configs]
         )
-        for teacher in teachers:
-            check_positions(teacher.config, self.length, teacher.title)
-            check_keeps_apart(teacher.config, recipe.data.mode, recipe.data.attend_across_documents, teacher.title)
-        self.layer_map = (
-            None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
-        )
+        for model in (*teachers, *([start] if start else [])):
+            check_positions(model.config, self.length, model.title)
+            check_keeps_apart(model.config, recipe.data.mode, recipe.data.attend_across_documents, model.title)
+        self.layer_map: list[int] | None = None
         if start:
             student_config = plan_copy(start, config, training.dropout)
         else:
-            _, student_config = plan_student(
-                config,
-                init_layers="random",
-                num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
-                hidden_size=recipe.student.hidden_size,
-                intermediate_size=recipe.student.intermediate_size,
-                family=recipe.student.family,
-                dropout=training.dropout,
-            )
+            asked = replace(recipe.student, from_=None, freeze_positions=False)
+            self.layer_map, student_config = plan_student(config, **asdict(asked), dropout=training.dropout)
+        check_positions(student_config, self.length, "the student")
         if training.gradient_checkpointing:
             check_recomputes(student_config)
         self.objectives = recipe.losses_by_share()
@@ -331,10 +323,11 @@ def choose_micro_batch(recipe: Recipe, teachers: Sequence[ModelFolder]) -> int:
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
     chosen = int(smallest)
     if not chosen:
+        could = could_recompute(estimator.student.config, recipe.training)
         raise UserError(
             f"training.micro_batch_size = auto: not even one sequence fits in {available / GIB:.1f} GiB of memory; "
-            "lower data.sequence_length, use a higher ZeRO stage (training.deepspeed), or set "
-            "training.gradient_checkpointing = true"
+            f"lower data.sequence_length{',' if could else ' or'} use a higher ZeRO stage (training.deepspeed)"
+            + (", or set training.gradient_checkpointing = true" if could else "")
         )
     log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit in {available / GIB:.1f} GiB")
     return chosen

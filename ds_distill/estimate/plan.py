@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
+from transformers import PretrainedConfig
+
 from ds_distill.data.shares import Shares
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
@@ -25,6 +27,7 @@ from ds_distill.estimate.known_models import KnownModel
 from ds_distill.estimate.memory import GIB
 from ds_distill.estimate.result import expected_result
 from ds_distill.estimate.scaling import NETWORK, Exchange, Scale, scale, strong_scaling
+from ds_distill.models.families import could_recompute
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe, Training
@@ -165,7 +168,7 @@ def plan(
         "micro_batch_size": micro_batch_size,
         "largest_micro_batch": largest,
         "stages": rows,
-        "advice": _advice(rows[stage], rows, largest, training),
+        "advice": _advice(rows[stage], rows, largest, training, estimator.student.config),
         "scaling": scaling and strong_scaling(scaling, training.global_batch_size, total_tokens, network),
         "expected_student": expected_result(
             first, estimator.student.config, student_parameters, estimator.uses_teacher
@@ -332,7 +335,7 @@ def _speed(
     return Speed(one.tokens_per_second * useful, kind, basis, notes)
 
 
-def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -> str:
+def _advice(own_row: dict, rows: list[dict], largest: int, training: Training, config: PretrainedConfig) -> str:
     if own_row["fits"] == "yes":
         return "fits" + (
             f"; training.micro_batch_size = {largest} fits too"
@@ -344,7 +347,7 @@ def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -
     other = next((row["stage"] for row in rows if row["fits"] == "yes"), None)
     if other is not None:
         return f"does not fit; use ZeRO stage {other} (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
-    checkpointing = "" if training.gradient_checkpointing else ", set training.gradient_checkpointing = true"
+    checkpointing = ", set training.gradient_checkpointing = true" if could_recompute(config, training) else ""
     return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
 
 

@@ -21,6 +21,7 @@ from ds_distill.jobs.run_files import (
 from ds_distill.jobs.teachers_evaluation import evaluate_teachers
 from ds_distill.losses.objective import Objective, sites_of
 from ds_distill.models.families import get_family
+from ds_distill.models.families.students import copies_embeddings
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_teacher
 from ds_distill.models.student import build_student, count_parameters, find_start, load_start, plan_student
@@ -92,7 +93,9 @@ def distill(
         if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head)
-        layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
+        layer_map, student_config = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
+        starts_from_words = layer_map is None and not start and recipe.student.init_layers != "random"
+        starts_from_words &= copies_embeddings(get_family(source), source.config)
         if start:
             log(f"student: a copy of {start.name}")
         elif head and not get_family(source).has_head(source):
@@ -101,6 +104,7 @@ def distill(
             [teacher.path for teacher in teachers],
             start=start and provenance.name_model(start.path),
             layers=layer_map,
+            embeddings=starts_from_words,
             base_layers=get_family(source).dims(source.config).depth,
             distilled=recipe.need_teacher,
             **describe_circumstances(store, world),
@@ -128,7 +132,7 @@ def distill(
         else:
             del source, sources
         del student
-        with explain_training_memory(t):
+        with explain_training_memory(t, student_config):
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title, stages)
             summary = trainer.fit()
             heldout_of_teacher = evaluate_teachers(trainer, teachers) if measured else {}

@@ -88,7 +88,7 @@ def pretrain(
         objective = Objective(encoder, losses, world)
         if t.encoder_learning_rate == 0:
             objective.family.get_encoder(encoder).requires_grad_(False)
-        with explain_training_memory(t):
+        with explain_training_memory(t, encoder.config):
             trainer = Trainer(objective, None, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
         return export_and_summarize(trainer, summary, recipe, tokens, origin)

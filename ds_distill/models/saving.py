@@ -27,8 +27,9 @@ def save_model_folder(
 ) -> None:
     """Write weights (safetensors), config.json and the tokenizer, which is fitted to the model in place, into `folder`.
 
-    The folder then loads by its name alone, with the same answers in transformers 4.46 and later,
-    and for every user that the umask allows to read it.
+    The folder then loads by its name alone, with the same answers in transformers 4.46 and later (a ModernBERT in 5,
+    since earlier releases do not read which of its layers are global), and for every user that the umask allows to read
+    it.
 
     Args:
         model: A model with any head, in fp32. From 16-bit weights transformers 5 would compute in

@@ -7,19 +7,29 @@ the authors' code.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ds_distill.models.copying import (
+    check_tied,
+    copy_from_teacher,
+    tell_of_another_class,
+    warn_of_eps,
+    warn_of_first_layer,
+)
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.families.family import Family
+from ds_distill.models.families.students import (
+    copies_layers,
+    copies_positions,
+    get_student_class,
+)
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
-from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -71,13 +81,6 @@ def resolve_layer_map(
     return layers
 
 
-def resolve_layers(
-    config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
-) -> list[int] | None:
-    """Return what `resolve_layer_map` returns for a teacher of this config."""
-    return resolve_layer_map(spec, get_family_by_type(config.model_type).dims(config).depth, student_layers)
-
-
 def default_depth(teacher_layers: int) -> int:
     """Return half the teacher's depth, at least 1."""
     return max(1, teacher_layers // 2)
@@ -122,7 +125,8 @@ def build_student(
             several quantities, from the first rows of each.
         intermediate_size: The width of its feed-forward layers, by default the teacher's, reduced as the width is. A
             smaller one starts from the first columns of the teacher's.
-        family: The student's family, by default the usual one of the teacher's students.
+        family: The student's family, by default the usual one of the teacher's students. A student of another class
+            than its teacher's starts from what both have; the rest of it is new.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
         freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
@@ -150,17 +154,20 @@ def build_student(
         freeze_positions=freeze_positions,
         from_=from_,
     )
-    if layer_map is not None:  # a random start copies nothing, so nothing has to fit
+    if starts_from_teacher := from_ is None and init_layers != "random":
         if head:
             check_tied(teacher_model)
-        _warn_of_eps(teacher_model, get_family_by_type(config.model_type))
-        _warn_of_first_layer(get_family_by_type(config.model_type), layer_map)
+    if layer_map is not None:
+        warn_of_eps(teacher_model, get_family_by_type(config.model_type))
+        warn_of_first_layer(get_family_by_type(config.model_type), layer_map)
     if from_ is not None:
         student = load_start(find_start(from_), dropout=dropout, head=head)
     else:
         student = _new_model(config, seed, head)
-    if layer_map is not None:
-        copy_from_teacher(teacher_model, student, layer_map)
+    if starts_from_teacher:
+        new = copy_from_teacher(teacher_model, student, layer_map)
+        if get_family(teacher_model) is not get_family(student):
+            tell_of_another_class(teacher_model, student, layer_map, new)
     if freeze_positions:
         for name, parameter in student.named_parameters():
             if name.endswith("position_embeddings.weight"):
@@ -210,7 +217,8 @@ def plan_student(
 ) -> tuple[list[int] | None, PretrainedConfig]:
     """Return (layer map, config) of the student that `build_student` makes of a teacher of this config.
 
-    The layer map is that of `resolve_layer_map`; None where the student starts from another model.
+    The layer map is that of `resolve_layer_map`; None where the student starts from another model, or is of a class
+    whose layers are not its teacher's.
 
     Raises:
         UserError: The layer map, a width, the family or the dropout is unfit.
@@ -223,8 +231,17 @@ def plan_student(
             _check_positions_exist(get_family_by_type(config.model_type), config)
         return None, config
     teacher_family = get_family_by_type(teacher.model_type)
-    dims, student_class = teacher_family.dims(teacher), teacher_family.student_class(family)
+    dims, student_class = teacher_family.dims(teacher), get_student_class(teacher_family, family)
+    student = student_class.family if student_class else teacher_family
+    random, has_layers = init_layers == "random", student_class is None or copies_layers(teacher_family, student)
+    if not has_layers and init_layers == "every_other":
+        init_layers = "random"
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
+    if layer_map is not None and not has_layers:
+        raise UserError(
+            f"student.init_layers = {layer_map}: the layers of a {teacher_family.name} cannot become those of a "
+            f"{student.name}; leave it out, and the student starts from the word embeddings alone"
+        )
     if layer_map is not None:
         depth = len(layer_map)
     else:
@@ -236,19 +253,19 @@ def plan_student(
             f"at most its width {dims.width}"
         )
     inner = dims.feed_forward * hidden // dims.width if intermediate_size is None else intermediate_size
-    if not 1 <= inner <= dims.feed_forward:
-        raise UserError(
-            f"student.intermediate_size = {inner}: give a whole number from 1 to the teacher's {dims.feed_forward}"
-        )
-    student = student_class.family if student_class else teacher_family
+    if inner < 1 or (has_layers and inner > dims.feed_forward):
+        most = f"from 1 to the teacher's {dims.feed_forward}" if has_layers else "of 1 or more"
+        raise UserError(f"student.intermediate_size = {inner}: give a whole number {most}")
+    takes_positions = not random and (student_class is None or copies_positions(teacher_family, teacher))
     if freeze_positions:
         _check_positions_exist(student, teacher)
-    if freeze_positions and layer_map is None and not student.sinusoidal:
-        raise UserError(
-            "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
-            "start from the teacher's layers"
-        )
-    config = student_class.make_config(teacher) if student_class else _without_task(teacher)
+        if not takes_positions and not student.sinusoidal:
+            reason = "student.init_layers = random" if random else f"a {teacher_family.name} that has none to take over"
+            raise UserError(
+                f"student.freeze_positions with {reason}: frozen random positions carry no information; "
+                + ("start from the teacher's layers" if random else "leave it out")
+            )
+    config = student_class.make_config(teacher_family, teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
         heads=dims.heads * hidden // dims.width,
@@ -262,13 +279,13 @@ def plan_student(
     if student.names.embedding:
         setattr(config, student.names.embedding, student.embedding_width(config) * hidden // dims.width)
     for key in student.names.per_layer:
-        entries = getattr(teacher, key)
+        entries = getattr(config if student_class else teacher, key)
         layers = range(depth) if layer_map is None else layer_map
         setattr(config, key, [entries[layer % len(entries)] for layer in layers])
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:
-        setattr(config, student.sinusoidal, freeze_positions and layer_map is None)
+        setattr(config, student.sinusoidal, freeze_positions and not takes_positions)
     return layer_map, config
 
 
@@ -314,82 +331,6 @@ def _without_task(config: PretrainedConfig) -> PretrainedConfig:
     for key in ("finetuning_task", "finetuning_length"):
         vars(config).pop(key, None)
     return config
-
-
-def check_tied(teacher: PreTrainedModel) -> None:
-    """Raise UserError where a teacher's decoder is not its word embeddings.
-
-    A student that starts from them has one matrix for both.
-    """
-    family = get_family(teacher)
-    if not family.has_head(teacher):
-        return
-    decoder, words = family.get_decoder(teacher).weight, cast(nn.Embedding, teacher.get_input_embeddings()).weight
-    if decoder is not words and not torch.equal(decoder, words):
-        raise UserError(
-            "teacher: its decoder is not tied to its word embeddings, but the student's is; "
-            "give a teacher with tied embeddings, or student.init_layers = random"
-        )
-
-
-def _warn_of_eps(teacher: PreTrainedModel, student: Family) -> None:
-    """Warn where a student of this family cannot have its teacher's LayerNorm eps."""
-    family = get_family(teacher)
-    eps = family.eps or getattr(teacher.config, family.names.eps)
-    if student.eps and eps != student.eps:
-        log(
-            f"warning: the teacher's layer_norm_eps is {eps:g}, {student.name}'s is fixed at {student.eps:g}: "
-            "the student starts slightly different from its teacher"
-        )
-
-
-def _warn_of_first_layer(student: Family, layer_map: list[int]) -> None:
-    """Warn where a norm that only the first layer lacks is not copied, because that layer moves or is joined."""
-    new = [str(layer) for layer, source in enumerate(layer_map) if layer and not source]
-    if not student.absent_in_first or (layer_map[0] == 0 and not new):
-        return
-    dropped = f"that of the teacher's layer {layer_map[0]} is dropped" if layer_map[0] else ""
-    added = f"in student layer {', '.join(new)} it starts with weights of 1" if new else ""
-    log(
-        f"warning: student.init_layers = {layer_map}: the first layer of a {student.name} has no "
-        f"{student.absent_in_first}: {' and '.join(filter(None, (dropped, added)))}, so the student starts slightly "
-        "different from the teacher's layers; a list in which 0 comes first, and only there, avoids it"
-    )
-
-
-@torch.no_grad()
-def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
-    """Copy the teacher's parameters into the student's, by name.
-
-    Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
-    and columns, of a weight in `Family.fused` those of each of its parts. A student of another class translates its
-    names, see StudentClass. Where only the student has a masked-LM head, the head stays as it is, but for a decoder
-    that is tied to its word embeddings. A norm that only the teacher's first layer lacks stays as it is too.
-    """
-    family, student_family = get_family(teacher), get_family(student)
-    student_class = family.student_class(student_family.name)
-    student_layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
-    # names are those of a masked-LM model, and a tied parameter has two
-    before = "" if family.prefix(teacher) else f"{family.encoder}."
-    source: dict[str, Tensor] = {
-        f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
-    }
-    renames = student_class.renames if student_class else {}
-    source = student_class.fold(source) if student_class else source
-    before = "" if student_family.prefix(student) else f"{student_family.encoder}."
-    new_head = student_family.has_head(student) and not family.has_head(teacher)
-    for name, target in student.named_parameters(remove_duplicate=not new_head):
-        if new_head and not name.startswith(f"{student_family.encoder}."):
-            continue
-        name = student_layers.sub(lambda m: f"{student_family.layers}.{layer_map[int(m[1])]}.", f"{before}{name}")
-        for part, counterpart in renames.items():
-            name = name.replace(part, counterpart)
-        module = name.rpartition(".")[0]
-        if name not in source and family.absent_in_first and module.endswith(f".{family.absent_in_first}"):
-            continue
-        parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
-        for own, other in zip(target.chunk(parts), source[name].chunk(parts), strict=True):
-            own.copy_(other[tuple(slice(size) for size in own.shape)])
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -16,10 +16,11 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.attention_mask import check_keeps_apart
+from ds_distill.models.copying import check_tied
 from ds_distill.models.families import check_positions, check_recomputes
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
-from ds_distill.models.student import check_tied, find_start, load_start, plan_student
+from ds_distill.models.student import find_start, load_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Recipe
@@ -64,7 +65,10 @@ def check_teachers_fit(
     for teacher in teachers:
         check_reads_tokens(teacher, recipe, tokens, tokenizer or first.path)
         load_teacher(teacher, logits=logits, hollow=True)
-    if recipe.student.from_ is not None:
+    if recipe.student.from_ is None:  # a student of another class may have fewer positions than its teacher
+        data = TokenDataset.open(tokens, "train").manifest if tokens else vars(recipe.data)
+        check_positions(config, data["sequence_length"], "the student")
+    else:
         start = find_start(recipe.student.from_).check_files()
         check_reads_tokens(start, recipe, tokens, tokenizer or first.path)
         load_start(start, head=recipe.need_vocabulary, hollow=True)

@@ -154,6 +154,7 @@ def training_section(origin: Provenance, remarks: Sequence[str] = ()) -> str:
             lines.append(f"- Its layers started from {layers}.")
         else:
             start = f"the weights of `{origin.start}`" if origin.start else "random weights"
+            start += f" but for the word embeddings, which are the {role}'s" if origin.embeddings else ""
             lines.append(f"- It started from {start}; the {role} has {origin.base_layers} layers.")
     if origin.hardware:
         lines.append(f"- Hardware: {origin.hardware}.")

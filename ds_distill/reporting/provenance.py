@@ -36,6 +36,7 @@ class Provenance:
         language: The language that its card names.
         start: The name of another model that it started from; None where there was none.
         layers: Of which of its layers each layer started, counted from 0; None where none was copied.
+        embeddings: Whether its word embeddings started from those of that model, where none of its layers did.
         base_layers: The number of its layers.
         distilled: Whether it was the teacher.
         sentence_transformers: Whether it has the files of sentence-transformers.
@@ -52,6 +53,7 @@ class Provenance:
     language: str | list[str] | None = None
     start: str | None = None
     layers: list[int] | None = None
+    embeddings: bool = False
     base_layers: int | None = None
     distilled: bool = False
     sentence_transformers: bool = False

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
+from transformers import PretrainedConfig
 
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.data.loader import BatchLoader
 from ds_distill.distributed.process_group import run_on_rank0
 from ds_distill.losses.objective import Objective
 from ds_distill.models.ensemble import Ensemble
+from ds_distill.models.families import could_recompute
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder
@@ -360,11 +362,11 @@ def count_steps(recipe: Recipe, loader: BatchLoader) -> int:
     return recipe.training.epochs * loader.steps_per_epoch
 
 
-def explain_training_memory(training: Training):
-    """Turn an out-of-memory error into a UserError that names the settings to lower."""
+def explain_training_memory(training: Training, config: PretrainedConfig):
+    """Turn an out-of-memory error in training a model of this config into a UserError that names settings to lower."""
     size = cast(int, training.micro_batch_size)  # a number has replaced "auto"
     ways = [f"training.micro_batch_size = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
-    ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
+    ways += ["training.gradient_checkpointing = true"] if could_recompute(config, training) else []
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
     return explain_out_of_memory(
         f"training.micro_batch_size = {size}: try {', or '.join(ways)}; `ds-distill estimate` shows what takes it. "

@@ -106,6 +106,33 @@ def test_a_student_of_teachers_without_heads(world, common, others, tmp_path, mo
     assert "held-out terms" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_a_student_of_another_class(world, common, others, tmp_path):
+    """It takes over the teacher's layers where both have such, and else the word embeddings; stock classes load it."""
+    relations = ["--losses.cosine", 0, "--losses.match", "[{loss: relation, layers: last}]"]
+    runs = {"bert": others / "embedder", "modernbert": others / "embedder", "distilbert": world / "teacher"}
+    commands = [
+        ["distill", "--teacher", teacher, *common, "--output", tmp_path / family, "--student.family", family]
+        + [*BARE, *(relations if family != "distilbert" else [])]
+        for family, teacher in runs.items()
+    ]
+    (tmp_path / "commands.json").write_text(json.dumps([[str(word) for word in words] for words in commands]))
+    done = Process("tests.end_to_end.commands_worker", tmp_path / "commands.json").wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "student: a modernbert of a roberta; new in it: layers" in " ".join(done.stderr.split())
+    started = {
+        "bert": "Its layers started from these of the teacher, which has 2, counted from 0: 0",
+        "modernbert": "It started from random weights but for the word embeddings, which are the teacher's",
+        "distilbert": "Its layers started from these of the teacher",
+    }
+    for family in runs:
+        export = tmp_path / family / "export"
+        assert started[family] in (export / "README.md").read_text()
+        model, tokenizer = (auto.from_pretrained(export) for auto in (AutoModel, AutoTokenizer))
+        assert model.config.model_type == family and model.config.pad_token_id == tokenizer.pad_token_id
+        assert model(**tokenizer("a small text", return_tensors="pt")).last_hidden_state.shape[-1] == 32
+        assert tokenizer.model_max_length <= model.config.max_position_embeddings
+
+
 def test_what_a_teacher_without_a_head_cannot_do_is_one_sentence(world, common, others, tmp_path):
     done = ds_distill("distill", "--teacher", others / "classifier", *common, "--output", tmp_path / "run")
     assert done.returncode == 2 and "or set losses.kl = 0 and losses.mlm = 0 to distill its encoder" in done.stderr

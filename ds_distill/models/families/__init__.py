@@ -82,6 +82,16 @@ def check_positions(config, length: int, what: str) -> None:
         raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions; use {positions} or less")
 
 
+def could_recompute(config, training) -> bool:
+    """Return whether recomputing layers would save memory that a run of these settings does not save already.
+
+    Args:
+        config: The config of the model that trains.
+        training: The recipe's settings of training.
+    """
+    return not training.gradient_checkpointing and get_family_by_type(config.model_type).recomputes
+
+
 def check_recomputes(config) -> None:
     """Raise UserError where transformers cannot recompute the layers of a model of this config in the backward pass."""
     family = get_family_by_type(config.model_type)

@@ -1,6 +1,5 @@
 """BERT (Devlin et al. 2019). Its student is a DistilBERT."""
 
-from ds_distill.models.families.distilbert import STUDENT_OF_BERT
 from ds_distill.models.families.family import Family
 
 BERT = Family(
@@ -10,5 +9,5 @@ BERT = Family(
     layers="bert.encoder.layer",
     decoder="cls.predictions.decoder",
     mlm_transform=lambda model, hidden: model.cls.predictions.transform(hidden),
-    student=STUDENT_OF_BERT,
+    student="distilbert",
 )

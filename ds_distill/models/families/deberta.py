@@ -9,10 +9,13 @@ DeBERTa-v1 (`deberta`) is another class, with queries, keys and values in one we
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ds_distill.models.families.family import ConfigNames, Family
+from ds_distill.models.families.family import AsBert, ConfigNames, Family
 from ds_distill.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The head that transformers calls legacy has the same parts. Only there is the projection on the vocabulary a module.
 HEAD_RENAMES = {
@@ -20,6 +23,8 @@ HEAD_RENAMES = {
     r"lm_predictions\.lm_head\.LayerNorm": "cls.predictions.transform.LayerNorm",
     r"lm_predictions\.lm_head\.bias": "cls.predictions.bias",
 }
+
+RENAMES = {"deberta.": "bert.", "_proj.": "."}
 
 
 def _use_legacy_head(config: Any) -> None:
@@ -34,6 +39,16 @@ def _head_renames(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
     """
     trained = config.get("legacy") is False and not any("mask_predictions." in name for name in names)
     return HEAD_RENAMES if trained else {}
+
+
+def _scale_queries(config: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Divide the queries by what their scores are divided by beside the √d of BERT's.
+
+    With n terms of positions the scores are q·k / √(d (1 + n)), plus these terms. Source: He et al. 2021a, equation 4.
+    """
+    terms = len({"c2p", "p2c"} & set(config.pos_att_type or ()))
+    scale = (1 + terms) ** -0.5
+    return {name: x * scale if ".attention.self.query." in name else x for name, x in weights.items()}
 
 
 def _position_rows(config: Any) -> int:
@@ -76,6 +91,7 @@ DEBERTA_V2 = Family(
     layers="deberta.encoder.layer",
     decoder="cls.predictions.decoder",
     mlm_transform=lambda model, hidden: model.cls.predictions.transform(hidden),
+    as_bert=AsBert(RENAMES, fold=_scale_queries, lost="the terms of relative positions in its attention"),
     names=ConfigNames(head_dropouts=("pooler_dropout", "cls_dropout")),
     projections=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
     attention="eager",

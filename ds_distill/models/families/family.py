@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ds_distill.utils.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
@@ -51,25 +49,21 @@ class ConfigNames:
 
 
 @dataclass(frozen=True)
-class StudentClass:
-    """A student of another class than its teacher's.
-
-    A student of its teacher's own class needs none of this, since the parameters have the same names.
+class AsBert:
+    """A family's weights under the names of BERT's, through which a student of another class takes them.
 
     Attributes:
-        family: The student's family.
-        make_config: Takes the teacher's config and returns one of the student's class with everything
-            that carries over, but for the sizes and dropouts of `ConfigNames`.
-        renames: Parts of a student's parameter name and their counterparts in the teacher's, replaced
-            in this order.
-        fold: Takes the teacher's parameters by name and returns those that the student copies, in
-            which parameters without a counterpart have become part of others.
+        renames: Parts of a parameter's name in the family's masked-LM model, and BERT's names of them, replaced in
+            this order. A parameter whose new name BERT does not have is left out.
+        layers: Whether the layers compute what BERT's do, and so can be copied between the families.
+        fold: (config, parameters under BERT's names) → the same with what only this family has made part of others.
+        lost: What BERT's attention has no place for, for the log; empty where its layers are the same.
     """
 
-    family: Family
-    make_config: Callable[[PretrainedConfig], PretrainedConfig]
-    renames: Mapping[str, str]
-    fold: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    renames: Mapping[str, str] = field(default_factory=dict)
+    layers: bool = True
+    fold: Callable[[PretrainedConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda config, weights: weights
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ class Family:
         decoder: The vocabulary `nn.Linear`.
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
-        student: The class of its students if no other is asked for, or None for its own.
-        other_students: The classes that a student may be asked for, beside these.
+        as_bert: How its weights become those of a BERT, for students of another class.
+        student: The family of its students if no other is asked for, or None for its own.
         ffn: Within a layer, the feed-forward's inner linear and the activation after it; None where the activation is
             not of all that the linear returns, as in gated layers.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
@@ -132,8 +126,8 @@ class Family:
     decoder: str
     mlm_transform: Callable[[Any, Tensor], Tensor]
     names: ConfigNames = ConfigNames()
-    student: StudentClass | None = None
-    other_students: tuple[StudentClass, ...] = ()
+    as_bert: AsBert = AsBert()
+    student: str | None = None
     ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
     split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
@@ -156,26 +150,6 @@ class Family:
     narrow: Callable[[Any, Any], None] = lambda student, teacher: None
     head_renames: Callable[[Mapping[str, Any], Sequence[str]], dict[str, str]] = lambda config, names: {}
     head_note: str = ""
-
-    def student_class(self, name: str | None = None) -> StudentClass | None:
-        """Return the class of a student of the family `name`, by default the usual one; None for the teacher's own.
-
-        Raises:
-            UserError: No student of that family can be made of this one.
-        """
-        if name is None:
-            return self.student
-        if name == self.name:
-            return None
-        classes = ((self.student,) if self.student else ()) + self.other_students
-        for student_class in classes:
-            if student_class.family.name == name:
-                return student_class
-        names = [student_class.family.name for student_class in classes]
-        raise UserError(
-            f"student.family = {name}: a student of a {self.name} can be a {' or a '.join([*names, self.name])}; "
-            "give one of these, or leave it out"
-        )
 
     def embedding_width(self, config: Any) -> int:
         """Return the width of the embeddings, which is that of the decoder's input."""

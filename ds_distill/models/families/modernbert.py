@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ds_distill.models.families.family import ConfigNames, Family
+from ds_distill.models.families.family import AsBert, ConfigNames, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+EMBEDDINGS = {
+    "model.embeddings.tok_embeddings.": "bert.embeddings.word_embeddings.",
+    "model.embeddings.norm.": "bert.embeddings.LayerNorm.",
+}
 
 
 def _rotation(encoder: Any, layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +62,7 @@ MODERNBERT = Family(
         eps="norm_eps",
         per_layer=("layer_types",),
     ),
+    as_bert=AsBert(EMBEDDINGS, layers=False),
     ffn=None,
     projections=("attn.Wqkv",) * 3,
     split_projections=_split_projections,

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ds_distill.models.families.family import Family
-from ds_distill.models.families.roberta import robertas_transform
+from ds_distill.models.families.family import AsBert, Family
+from ds_distill.models.families.roberta import ROBERTAS_HEAD, robertas_transform
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+RENAMES = {
+    "mpnet.": "bert.",
+    ".attention.attn.q.": ".attention.self.query.",
+    ".attention.attn.k.": ".attention.self.key.",
+    ".attention.attn.v.": ".attention.self.value.",
+    ".attention.attn.o.": ".attention.output.dense.",
+    ".attention.LayerNorm.": ".attention.output.LayerNorm.",
+    **ROBERTAS_HEAD,
+}
 
 
 def _position_bias(encoder: Any, layer: Any, hidden: Tensor) -> dict[str, Tensor]:
@@ -26,6 +36,7 @@ MPNET = Family(
     layers="mpnet.encoder.layer",
     decoder="lm_head.decoder",
     mlm_transform=robertas_transform,
+    as_bert=AsBert(RENAMES, lost="the bias of its attention by relative position"),
     projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     first_position=lambda config: 2,
     attention="eager",

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ds_distill.models.families.family import Family
+from ds_distill.models.families.family import AsBert, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROBERTAS_HEAD = {
+    "lm_head.dense.": "cls.predictions.transform.dense.",
+    "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
+    "lm_head.decoder.": "cls.predictions.decoder.",
+}
 
 
 def roberta_like(name: str, title: str) -> Family:
@@ -22,6 +28,7 @@ def roberta_like(name: str, title: str) -> Family:
         layers="roberta.encoder.layer",
         decoder="lm_head.decoder",
         mlm_transform=robertas_transform,
+        as_bert=AsBert({"roberta.": "bert.", **ROBERTAS_HEAD}),
         first_position=lambda config: config.pad_token_id + 1,
     )
 

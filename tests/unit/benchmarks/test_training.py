@@ -13,10 +13,11 @@ from benchmarks.analysis.layer_selection import PrunedModel, rank_choices, witho
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.reference.closed_form import worst
 from benchmarks.training.scaling import bytes_moved
-from benchmarks.training.time_to_loss import at_minute, refuse_another, verdict
+from benchmarks.training.time_to_loss import at_minute, compute_logits, refuse_another, verdict
+from ds_distill.data.batch import Batch
 from ds_distill.models.families import get_family
 from ds_distill.utils.errors import UserError
-from tests.unit.models.test_teacher import tiny_bert, tiny_distilbert
+from tests.unit.models.test_teacher import padding_mask, tiny_bert, tiny_distilbert, tiny_modernbert, tiny_mpnet, tokens
 
 ROOT = Path(__file__).parents[3]
 
@@ -170,3 +171,19 @@ def test_the_layers_that_a_score_needs(tiny):
     assert rank_choices(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(rank_choices(cut, 2, 100)) == 6
     assert rank_choices(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"
     assert len(runs) == len(set(runs)) == 1 + 4 + 6 and runs[0] == "layers 0, 1, 2, 3"
+
+
+@pytest.mark.parametrize("make_model", [tiny_bert, tiny_modernbert, tiny_mpnet])
+def test_a_comparison_over_time_computes_the_models_own_logits(make_model):
+    """Of documents that are contexts of their own too, whatever mask the family takes for that."""
+    model, ids, real = make_model(), tokens().clamp(min=5), padding_mask()
+    with torch.no_grad():
+        expected = model(ids, attention_mask=real.long()).logits[real]
+        given = compute_logits(model, Batch(ids, ids, real), real)
+        assert (given - expected).abs().max() <= 1e-5 * expected.abs().max()
+        half = ids.shape[1] // 2
+        documents = (torch.arange(ids.shape[1]) >= half).long().expand_as(ids)
+        every = torch.ones_like(real)
+        apart = compute_logits(model, Batch(ids, ids, None, documents), every).view(*ids.shape, -1)[:, :half]
+        alone = compute_logits(model, Batch(ids[:, :half], ids, None), every[:, :half]).view(*apart.shape)
+    assert (apart - alone).abs().max() <= 1e-5 * alone.abs().max()

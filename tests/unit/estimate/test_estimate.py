@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, MPNetConfig
 
 from benchmarks.harness.machine import peak_bytes
 from ds_distill.estimate.estimate import Estimator
@@ -260,13 +260,18 @@ def test_out_of_memory_says_what_to_lower():
         UserError,
         match=r"micro_batch_size = 32: try training.micro_batch_size = 16, or training.gradient_checkpointing",
     ):
-        with explain_training_memory(Training(micro_batch_size=32)):
+        with explain_training_memory(Training(micro_batch_size=32), BertConfig()):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(UserError, match="a shorter data.sequence_length"):
-        with explain_training_memory(Training(micro_batch_size=1)):
+        with explain_training_memory(Training(micro_batch_size=1), BertConfig()):
             torch.empty(1 << 60, dtype=torch.uint8)
+    for config, training in ((MPNetConfig(), Training()), (BertConfig(), Training(gradient_checkpointing=True))):
+        with pytest.raises(UserError) as told:  # what cannot be set, or is set already, is no advice
+            with explain_training_memory(training, config):
+                torch.empty(1 << 60, dtype=torch.uint8)
+        assert "gradient_checkpointing" not in str(told.value) and "ZeRO" in str(told.value)
     with pytest.raises(RuntimeError, match="shape"):
-        with explain_training_memory(Training()):
+        with explain_training_memory(Training(), BertConfig()):
             torch.zeros(3).view(2)
 
 

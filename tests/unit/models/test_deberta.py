@@ -184,6 +184,9 @@ def test_documents_of_a_packed_sequence_cannot_be_kept_apart(tmp_path):
         check_teachers_fit([find_model_folder(str(folder))], recipe)
     with pytest.raises(UserError, match=r"attend_across_documents = false: teacher .*deberta-v3-base is a deberta-v2"):
         Estimator(recipe, [find_known_model("deberta-v3-base")], DEVICES["h100"])
+    with pytest.raises(UserError, match="deberta-v3-base is a deberta-v2, which cannot keep"):
+        start = find_known_model("deberta-v3-base")
+        Estimator(recipe, [find_known_model("bert-base-uncased")], DEVICES["h100"], start)
     with pytest.raises(ValueError, match="deberta-v2 takes no mask of 4 dimensions"):
         make_attention_mask(tiny_deberta(), mask, tokens())
 
