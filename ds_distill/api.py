@@ -237,7 +237,7 @@ def export(
 
     Args:
         model: Folder of a masked-LM or fine-tuned model.
-        formats: Names such as "onnx", "onnx-int8", "openvino-int8" and "torch-export".
+        formats: Names such as "onnx", "onnx-int8", "onnx-int4", "openvino-int8" and "torch-export".
         output: Folder for them; `model` itself when not given.
         text: What they are compared on; a sample of the package when not given.
         data: Labeled examples on which a fine-tuned model is scored before and after.

@@ -19,7 +19,8 @@ from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BACKENDS, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
-from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
+from ds_distill.compression.rounding import FULL_RANGE
+from ds_distill.exporters.int8 import full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import ExportModel, load_source
 from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import MARGIN_NATS, get_top1, text_batches, torch_runner

@@ -58,7 +58,8 @@ def add_arguments(parser) -> None:
         type=Name,
         nargs="+",
         default=["hf"],
-        help="formats to write: hf, onnx, onnx-int8, onnx-int8-vnni, openvino-int8, torch-export",
+        help="formats to write: hf, onnx, onnx-int8, onnx-int8-vnni, onnx-int4, openvino-int8, openvino-int4, "
+        "torch-export",
     )
     parser.add_argument(
         "--text",

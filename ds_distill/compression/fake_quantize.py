@@ -1,55 +1,72 @@
-"""Training in the arithmetic of the exported int8 files: what they round is rounded in the forward pass.
+"""Training in the arithmetic of the exported quantized files: what they round is rounded in the forward pass.
 
 The gradient passes through a rounding as if it were not there (Bengio et al. 2013). Weights stay floats,
-so an export rounds them as the training did. Scales are computed anew in each step, as the files compute
+so an export rounds them as the training did. Scales are computed anew in each step, as the int8 files compute
 those of activations at run time. Source: Jacob et al. 2018; for language models Liu et al. 2024 (LLM-QAT).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ds_distill.compression.rounding import (
+    FULL_RANGE,
+    GROUP,
+    LARGE,
+    REDUCED_RANGE,
+    round_activation,
+    round_groups,
+    round_weight,
+)
 from ds_distill.config.quantization import QuantizedFormat
-from ds_distill.exporters.int8 import FULL_RANGE, LARGE, REDUCED_RANGE
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.models.families import get_family
 
-# the largest code of a weight, by the name of the format
-STEPS: dict[QuantizedFormat, int] = {"onnx-int8": REDUCED_RANGE, "onnx-int8-vnni": FULL_RANGE}
-SMALLEST = 1e-12  # of a scale's numerator, as in the files
-LEVELS = 255  # of an activation
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a file rounds.
 
-def round_weight(weight: Tensor, steps: int) -> Tensor:
-    """Return a weight as the files have it: codes from −steps to steps, with a scale for each row.
-
-    Args:
-        weight: [out, in], or rows of a table [..., H].
-        steps: The largest code.
+    Attributes:
+        weight: Rounds the weight of a product, or the rows of a table that a product reads too.
+        table: Rounds the rows of another table of more than LARGE values.
+        activation: Rounds what a product reads.
+        outputs: The number of outputs from which on a product is rounded.
+        dimensions: The number of dimensions of its input from which on a product is rounded.
     """
-    exact = weight.detach().float()
-    scales = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / steps
-    return _pass_through(weight, (exact / scales).round() * scales)
+
+    weight: Callable[[Tensor], Tensor]
+    table: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor]
+    outputs: int
+    dimensions: int
 
 
-def round_activation(values: Tensor) -> Tensor:
-    """Return activations [..., H] as the files have them: 255 steps between the least and the largest of a token."""
-    exact = values.detach().float()
-    least, most = exact.aminmax(dim=-1, keepdim=True)
-    step = (most - least).clamp_min(SMALLEST) * (1 / LEVELS)
-    return _pass_through(values, ((exact - least) / step).round().clamp(0, LEVELS) * step + least)
+def _int8(steps: int) -> Arithmetic:
+    """Return an int8 file's arithmetic, which leaves the product of a head that reads one token as it is."""
+    weight, table = partial(round_weight, steps=steps), partial(round_weight, steps=FULL_RANGE)
+    return Arithmetic(weight, table, round_activation, outputs=1, dimensions=3)
 
 
-def _pass_through(values: Tensor, rounded: Tensor) -> Tensor:
-    """Return the rounded values, with the gradient of the exact ones."""
-    return values + (rounded.to(values.dtype) - values).detach()
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
+ARITHMETIC: dict[QuantizedFormat, Arithmetic] = {
+    "onnx-int8": _int8(REDUCED_RANGE),
+    "onnx-int8-vnni": _int8(FULL_RANGE),
+    "onnx-int4": Arithmetic(round_groups, round_groups, _as_it_is, outputs=GROUP, dimensions=2),
+}
 
 
 def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
-    """Have a model, in place, compute as its exported file of an int8 format does.
+    """Have a model, in place, compute as its exported file of a format does.
 
     Parameters and their names stay. Linear layers round their weights and what they read, the vocabulary's table is
     rounded once for lookups and for the product. Attention's own products, norms and activations stay floats.
@@ -58,46 +75,51 @@ def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
         model: The model.
         format: The format.
     """
-    steps = STEPS[format]
+    arithmetic = ARITHMETIC[format]
     family = get_family(model)
     words = cast(nn.Embedding, model.get_input_embeddings())
     tied = family.has_head(model) and family.get_decoder(model).weight is words.weight
-    if tied or words.weight.numel() > LARGE:
-        words.__class__, cast(Any, words).steps = _QuantizedEmbedding, steps if tied else FULL_RANGE
     for module in model.modules():
-        if type(module) in _QUANTIZED:
-            module.__class__, cast(Any, module).steps = _QUANTIZED[type(module)], steps
+        if type(module) is nn.Embedding and not (tied and module is words):
+            if module.weight.numel() > LARGE:
+                module.__class__, cast(Any, module).round = _QuantizedEmbedding, arithmetic.table
+        elif type(module) in _QUANTIZED:
+            module.__class__, cast(Any, module).arithmetic = _QUANTIZED[type(module)], arithmetic
+    if tied:
+        words.__class__, cast(Any, words).round = _QuantizedEmbedding, arithmetic.weight
 
 
 def unquantize(model: PreTrainedModel) -> None:
     """Have a model, in place, compute in floats again."""
     for module in model.modules():
         if type(module) in _EXACT:
+            del module.__dict__["round" if isinstance(module, _QuantizedEmbedding) else "arithmetic"]
             module.__class__ = _EXACT[type(module)]
-            del cast(Any, module).steps
 
 
 class _QuantizedLinear(nn.Linear):
-    steps: int
+    arithmetic: Arithmetic
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() < 3:  # a head that reads one token: the files leave its product as it is
+        arithmetic = self.arithmetic
+        if input.dim() < arithmetic.dimensions or self.out_features < arithmetic.outputs:
             return super().forward(input)
-        return nn.functional.linear(round_activation(input), round_weight(self.weight, self.steps), self.bias)
+        return nn.functional.linear(arithmetic.activation(input), arithmetic.weight(self.weight), self.bias)
 
 
 class _QuantizedEmbedding(nn.Embedding):
-    steps: int
+    round: Callable[[Tensor], Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
-        return round_weight(super().forward(input), self.steps)
+        return self.round(super().forward(input))
 
 
 class _QuantizedProjection(VocabularyProjection):
-    steps: int
+    arithmetic: Arithmetic
 
     def forward(self, hidden: Tensor, *losses_of, **options):  # type: ignore[override]
-        return self.compute(round_activation(hidden), round_weight(self.weight, self.steps), *losses_of, **options)
+        arithmetic = self.arithmetic
+        return self.compute(arithmetic.activation(hidden), arithmetic.weight(self.weight), *losses_of, **options)
 
 
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {

@@ -155,8 +155,8 @@ class Stage:
             layers that this student layer stands for. The span ends at the layer that the terms in losses.match pair
             it with, and begins after that of the student layer below. For terms of hidden states, without kl and mlm.
         learning_rate: Peak learning rate of this stage; that of `training` by default.
-        quantize: Compute as the exported file of this int8 format does, with weights and activations rounded, so that
-            the student learns to be right when it is rounded; none by default.
+        quantize: Compute as the exported file of this format does, with weights rounded, and for int8 activations too,
+            so that the student learns to be right when it is rounded; none by default.
     """
 
     share: float = field(metadata={"limits": (0, 1), "word": "", "each": False})

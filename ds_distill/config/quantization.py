@@ -1,5 +1,5 @@
-"""The names of the int8 files whose arithmetic a model may be trained in."""
+"""The names of the quantized files whose arithmetic a model may be trained in."""
 
 from typing import Literal
 
-QuantizedFormat = Literal["onnx-int8", "onnx-int8-vnni"]
+QuantizedFormat = Literal["onnx-int8", "onnx-int8-vnni", "onnx-int4"]

@@ -12,20 +12,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.format_table import FORMATS, Format, Job, get_parts
 from ds_distill.exporters.model import ExportModel, load_source, read_json
-from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.own_task_score import is_own_data, own_dev_set
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
 from ds_distill.exporters.published import declare_quantized, publish_model
-from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
 from ds_distill.reporting.card_edits import put_section
@@ -40,112 +35,7 @@ from ds_distill.utils.memory import peak_memory
 
 EXACT = 1e-4  # fp32 formats may differ from PyTorch by this share of the largest output: they sum in another order
 SEQUENCES = 64
-
-
-@dataclass
-class Job:
-    """The model, the batches and the scratch folder that the formats of one export share."""
-
-    source: ExportModel
-    batches: list[Batch]
-    scratch: Path
-
-    @cached_property
-    def graph(self) -> Path:
-        """The fp32 ONNX file, traced once."""
-        file = self.scratch / "fp32" / "model.onnx"
-        with spinner("tracing the model"):
-            write_onnx(self.source, file)
-        return file
-
-
-@dataclass(frozen=True)
-class Format:
-    """A deployable format: how it is written, loaded and checked.
-
-    Attributes:
-        file: Its path in the output folder, named so that programs that load such folders find it.
-        runtime: The runtime's name, with what the runtime has to be told.
-        needs: The modules that it needs.
-        exact: Whether its outputs must equal PyTorch's.
-        write: Called with (job, file) to write the file.
-        load: Loads the file with its own runtime.
-        example: An expression that runs the file.
-        unavailable_reason: Returns why this machine cannot run it, or None.
-    """
-
-    file: str
-    runtime: str
-    needs: tuple[str, ...]
-    exact: bool
-    write: Callable[[Job, Path], object]
-    load: Callable[[Path], Runner]
-    example: str
-    unavailable_reason: Callable[[], str | None] = lambda: None
-
-
-FORMATS = {
-    "onnx": Format(
-        "onnx/model.onnx",
-        f"ONNX Runtime, opset {OPSET}",
-        ("onnx", "onnxscript", "onnxruntime"),
-        True,
-        lambda job, file: _copy_parts(job.graph, file),
-        OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
-    ),
-    "onnx-int8": Format(
-        "onnx/model_quantized.onnx",
-        f"ONNX Runtime, opset {OPSET}",
-        ("onnx", "onnxscript", "onnxruntime"),
-        False,
-        lambda job, file: write_onnx_int8(job.graph, file),
-        OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
-    ),
-    "onnx-int8-vnni": Format(
-        "onnx/model_qint8_avx512_vnni.onnx",
-        f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
-        ("onnx", "onnxscript", "onnxruntime"),
-        False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE),
-        OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
-        full_range_unavailable_reason,
-    ),
-    "openvino-int8": Format(
-        "openvino/openvino_model.xml",
-        "OpenVINO",
-        ("onnx", "onnxscript", "openvino", "nncf"),
-        False,
-        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths),
-        OpenvinoRunner,
-        'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
-    ),
-    "torch-export": Format(
-        "torch/model.pt2",
-        "torch.export",
-        (),
-        True,
-        lambda job, file: write_program(job.source, file),
-        load_program,
-        "torch.export.load({file!r}).module()(**x)[{first!r}]",
-    ),
-}
-
-
-def get_parts(file: Path) -> list[Path]:
-    """Return a format's file and the files beside it that belong to it; the file itself comes last.
-
-    Such files are OpenVINO's weights, and the weights of an ONNX file beyond 2 GiB.
-    """
-    return sorted(file.parent.glob(f"{file.stem}.*"), key=lambda part: part == file)
-
-
-def _copy_parts(graph: Path, file: Path) -> None:
-    """Copy an ONNX file and the files beside it under their own names, because the file refers to them."""
-    for part in get_parts(graph):
-        shutil.copyfile(part, file.parent / part.name)
+ENOUGH = 30  # clear first choices, to tell whether a format keeps them
 
 
 def resolve_formats(names: list[str]) -> dict[str, Format]:
@@ -177,7 +67,7 @@ def export_formats(
     """Write formats of the Hugging Face folder `model` into `output`, which may be that folder.
 
     A file takes its place only when its runtime has loaded it and, for an fp32 format, has returned
-    PyTorch's numbers.
+    PyTorch's numbers, or, for four bits, most of its clear choices.
 
     Args:
         model: The Hugging Face folder.
@@ -193,6 +83,7 @@ def export_formats(
 
     Raises:
         RuntimeError: The outputs of an fp32 format differ from PyTorch's.
+        UserError: A format cannot be written here, or the model does not bear its rounding.
     """
     formats = resolve_formats(names)
     source = load_source(model, "encoder" if encoder else None)
@@ -219,7 +110,7 @@ def export_formats(
             "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
             "folder.\n\n" + formats_table(all_rows),
         )
-        if any("int8" in name for name in all_rows):
+        if any("int" in name for name in all_rows):
             declare_quantized(output / "README.md", source)
     return {
         "output": str(output),
@@ -286,6 +177,7 @@ def _write_formats(
                     f"{name}: outputs differ from PyTorch's by up to {figures['max_difference']:.2g}, with outputs of "
                     f"up to {figures['max_output']:.2g}"
                 )
+            _check_agreement(name, format, figures)
             if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
                 figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
@@ -305,6 +197,16 @@ def _write_formats(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows
+
+
+def _check_agreement(name: str, format: Format, figures: dict) -> None:
+    """Raise UserError where a format keeps too few of PyTorch's clear first choices."""
+    if figures.get("clear_positions", 0) >= ENOUGH and figures["clear_agreement"] < format.least:
+        raise UserError(
+            f"--format {name}: keeps only {100 * figures['clear_agreement']:.0f} % of PyTorch's clear first choices; "
+            f"{100 * format.least:.0f} % is the least; train the last steps with quantize: onnx-int4, or export "
+            "onnx-int8"
+        )
 
 
 def _move_into_place(file: Path, folder: Path) -> None:

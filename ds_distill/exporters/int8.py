@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_distill.compression.rounding import FULL_RANGE, LARGE, REDUCED_RANGE, SMALLEST
 from ds_distill.exporters.onnx import save_graph, silence
+from ds_distill.exporters.onnx_editor import OnnxEditor
 
-FULL_RANGE, REDUCED_RANGE = 127, 63
-LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not
 # OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long,
 # 32 half as long again.
 GROUP = 384
@@ -37,7 +37,7 @@ def quantize(weight: np.ndarray, axis: int, steps: int = FULL_RANGE) -> tuple[np
         axis: The axis that the scales belong to.
         steps: The largest code.
     """
-    scales = np.maximum(np.abs(weight).max(axis=1 - axis), 1e-12).astype(np.float32) / steps
+    scales = np.maximum(np.abs(weight).max(axis=1 - axis), SMALLEST).astype(np.float32) / steps
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
@@ -86,17 +86,15 @@ def full_range_unavailable_reason() -> str | None:
     return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
 
-class OnnxQuantizer:
+class OnnxQuantizer(OnnxEditor):
     """Quantizes an ONNX graph in one pass."""
 
     def __init__(self, graph, steps: int):
-        import onnx_ir
-
-        self.ir, self.graph, self.steps = onnx_ir, graph, steps
+        super().__init__(graph, "int8")
+        self.steps = steps
         # an activation → its codes, steps and least values, shared by the products that read it
         self.rows: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
-        self.number = 0
 
     def run(self) -> None:
         for node in list(self.graph):
@@ -177,38 +175,6 @@ class OnnxQuantizer:
             self.constant("last", np.array([-1], np.int64)),
         )
         self.replace(node, self.add(node, "Mul", rows, row_scales))
-
-    def constant(self, name: str, array: np.ndarray):
-        self.number += 1
-        tensor = self.ir.tensor(array)
-        value = self.ir.Value(name=f"int8_{name}_{self.number}", const_value=tensor)
-        value.type, value.shape = self.ir.TensorType(tensor.dtype), self.ir.Shape(array.shape)
-        tensor.name = value.name
-        self.graph.register_initializer(value)
-        return value
-
-    def add(self, before, operator: str, *inputs, **attributes):
-        """Return the output of a new node that is inserted before the node `before`."""
-        self.number += 1
-        node = self.ir.node(operator, inputs=inputs, attributes=attributes or None)
-        node.outputs[0].name = f"int8_{operator}_{self.number}"
-        self.graph.insert_before(before, node)
-        return node.outputs[0]
-
-    def replace(self, node, value) -> None:
-        old = node.outputs[0]
-        for number, output in enumerate(self.graph.outputs):
-            if output is old:
-                value.name, value.shape, value.type = old.name, old.shape, old.type
-                old.name = f"{old.name}_before"
-                self.graph.outputs[number] = value
-        self.ir.convenience.replace_all_uses_with(old, value)
-        self.graph.remove(node, safe=True)
-
-    def drop_unused(self) -> None:
-        from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-        RemoveUnusedNodesPass()(self.ir.Model(self.graph, ir_version=10))
 
 
 def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, ...]) -> None:

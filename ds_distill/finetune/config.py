@@ -51,8 +51,8 @@ class FinetuneConfig:
         augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
         average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
             the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
-        quantize: Compute in the last steps as the exported file of this int8 format does, with weights and activations
-            rounded, so that the model learns to be right when it is rounded; none by default.
+        quantize: Compute in the last steps as the exported file of this format does, with weights rounded, and for
+            int8 activations too, so that the model learns to be right when it is rounded; none by default.
         quantize_share: The share of the steps, at the end of the run, in which `quantize` does so.
         precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
             CPU where a probe shows that it is faster, else fp32.

@@ -1,4 +1,4 @@
-"""The last steps of a fine-tuning in the arithmetic of an int8 file."""
+"""The last steps of a fine-tuning in the arithmetic of a quantized file."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_export_to_other_runtimes(run, world, tmp_path):
         refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
         assert refused.returncode == 2 and message in refused.stderr and not (tmp_path / "new").exists()
     mistakes = {
-        ("--format", "onnx-int4"): "did you mean onnx-int8",
+        ("--format", "onnx-int7"): "did you mean onnx-int8",
         (): "is already a Hugging Face folder",
         ("--run", run): "either --run",
     }

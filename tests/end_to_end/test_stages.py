@@ -56,7 +56,8 @@ def test_killed_inside_a_stage_and_at_its_end(world, tmp_path, zero, precision, 
         ("[{share: 0.5}, {share: 0.4}]", "stages: the shares [0.5, 0.4] sum to 0.9; they must sum to 1"),
         (
             "[{share: 1, quantize: int8}]",
-            "stages.quantize: int8 is not allowed; choose one of onnx-int8, onnx-int8-vnni; did you mean onnx-int8?",
+            "stages.quantize: int8 is not allowed; choose one of onnx-int8, onnx-int8-vnni, onnx-int4; did you mean "
+            "onnx-int8?",
         ),
         ("[{share: 1, losses: {kll: 1}}]", "stages.losses.kll: no such key; did you mean kl?"),
         ("[{share: 1, learnable: [7]}]", "stages[0].learnable: layer 7: the student has 2 layers, 0 to 1"),

@@ -1,4 +1,4 @@
-"""Test that a model in training computes what its exported int8 file computes, and that its gradient passes through."""
+"""Test that a model in training computes what its exported file computes, and that its gradient passes through."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,23 +8,30 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
-from ds_distill.compression.fake_quantize import (
-    STEPS,
-    fake_quantize,
+from ds_distill.compression.fake_quantize import ARITHMETIC, fake_quantize, unquantize
+from ds_distill.compression.rounding import (
+    FULL_RANGE,
+    REDUCED_RANGE,
     round_activation,
+    round_groups,
     round_weight,
-    unquantize,
 )
 from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.exporters.formats import FORMATS
+from ds_distill.exporters.format_table import FORMATS
+from ds_distill.exporters.int4 import write_onnx_int4, write_openvino_int4
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import text_batches
-from ds_distill.exporters.runtimes import OnnxRunner
+from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner
 from ds_distill.finetune.quantize_last import QuantizeLast
 from tests.tiny import FAMILIES, save_encoder
 
@@ -52,24 +59,29 @@ def save_model(family: str, head: str, folder: Path) -> Path:
 
 QUICK = ("bert", "deberta-v2", "modernbert")  # the others differ in what is not rounded
 CASES = [pytest.param(family, "words", marks=() if family in QUICK else pytest.mark.long) for family in FAMILIES]
+HEADED = [("bert", "classes"), ("distilbert", "spans")]
 
 
-@pytest.mark.parametrize("family, head", [*CASES, ("bert", "classes"), ("distilbert", "spans")])
+def outputs_around(source, inputs, format):
+    """Return the model's outputs before it is fake-quantized, while it is, and after."""
+    inputs = {name: torch.from_numpy(values) for name, values in inputs.items()}
+    found = []
+    with torch.no_grad():
+        for change in (lambda: None, lambda: fake_quantize(source.model, format), lambda: unquantize(source.model)):
+            change()
+            found.append([out.numpy() for out in source.model(**inputs).to_tuple()])
+    return found
+
+
+@pytest.mark.parametrize("family, head", [*CASES, *HEADED])
 def test_it_computes_what_the_exported_file_computes(family, head, tmp_path):
     """The reduced range alone: a file of the full range is right on processors with VNNI only."""
     source = load_source(str(save_model(family, head, tmp_path / "model")))
     batch = text_batches(source, [], sequences=4)[0]
     write_onnx(source, tmp_path / "fp32.onnx")
-    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", STEPS["onnx-int8"])
-    inputs = {name: torch.from_numpy(values) for name, values in batch.inputs.items()}
-    with torch.no_grad():
-        exact = [out.numpy() for out in source.model(**inputs).to_tuple()]
-        fake_quantize(source.model, "onnx-int8")
-        found = [out.numpy() for out in source.model(**inputs).to_tuple()]
-        unquantize(source.model)
-        again = [out.numpy() for out in source.model(**inputs).to_tuple()]
+    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", REDUCED_RANGE)
     expected = OnnxRunner(tmp_path / "int8.onnx")(batch.inputs)
-    for mine, file, whole, after in zip(found, expected, exact, again, strict=True):
+    for whole, mine, after, file in zip(*outputs_around(source, batch.inputs, "onnx-int8"), expected, strict=True):
         real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
         # A value between two codes may get either, by the last bit of a sum: that moves a few tokens.
         apart, moved = np.abs(mine[real] - file[real]), np.abs(whole[real] - file[real])
@@ -77,7 +89,53 @@ def test_it_computes_what_the_exported_file_computes(family, head, tmp_path):
         assert np.array_equal(after, whole), "and floats again"
 
 
-@pytest.mark.parametrize("steps", STEPS.values())
+FOUR_BIT_FILES = {
+    "int4.onnx": (write_onnx_int4, OnnxRunner),
+    "int4.xml": (write_openvino_int4, OpenvinoRunner),
+}
+FOUR_BIT_CASES = [
+    pytest.param(family, head, marks=() if family == "bert" else pytest.mark.long)
+    for family, head in [*((family, "words") for family in FAMILIES), *HEADED]
+]
+
+
+@pytest.mark.parametrize("family, head", FOUR_BIT_CASES)
+def test_with_four_bits_both_files_compute_the_same(family, head, tmp_path):
+    """Weights alone are rounded, so that no value is between two codes."""
+    source = load_source(str(save_model(family, head, tmp_path / "model")))
+    files_compute_the_same(source, head, tmp_path)
+
+
+def test_with_four_bits_widths_that_groups_do_not_divide_are_right(tmp_path):
+    folder = save_encoder("bert", tmp_path / "model")
+    sizes = {"hidden_size": 40, "intermediate_size": 80}
+    torch.manual_seed(2)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    files_compute_the_same(load_source(str(folder)), "words", tmp_path)
+
+
+def files_compute_the_same(source, head, folder):
+    """Compare, with tables that fp16 holds: to round to fp16 needs no training."""
+    for module in source.model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.data = module.weight.data.half().float()
+    batch = text_batches(source, [], sequences=4)[0]
+    write_onnx(source, folder / "fp32.onnx")
+    outputs = outputs_around(source, batch.inputs, "onnx-int4")
+    for name, (write, load) in FOUR_BIT_FILES.items():
+        write(folder / "fp32.onnx", folder / name)
+        for whole, mine, after, file in zip(*outputs, load(folder / name)(batch.inputs), strict=True):
+            real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
+            scale = np.abs(whole[real]).max()
+            assert np.abs(mine[real] - file[real]).max() < 1e-4 * scale < 0.01 * np.abs(whole[real] - file[real]).max()
+            assert np.array_equal(after, whole), "and floats again"
+
+
+@pytest.mark.parametrize("steps", [REDUCED_RANGE, FULL_RANGE])
 def test_a_weight_is_rounded_as_the_export_does(steps):
     weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     codes, scales = quantize(weight.numpy(), axis=0, steps=steps)
@@ -99,16 +157,18 @@ def test_an_activation_has_255_steps_of_its_own_range():
 
 def test_gradients_pass_through_the_rounding():
     values = torch.randn(3, 8, requires_grad=True)
-    weight = torch.randn(5, 8, requires_grad=True)
-    out = round_activation(values) @ round_weight(weight, 63).T
-    gradient = torch.randn_like(out)
-    out.backward(gradient)
-    torch.testing.assert_close(values.grad, gradient @ round_weight(weight, 63).detach())
-    torch.testing.assert_close(weight.grad, gradient.T @ round_activation(values).detach())
+    for rounded in (lambda weight: round_weight(weight, 63), round_groups):
+        weight = torch.randn(5, 8, requires_grad=True)
+        values.grad = None
+        out = round_activation(values) @ rounded(weight).T
+        gradient = torch.randn_like(out)
+        out.backward(gradient)
+        torch.testing.assert_close(values.grad, gradient @ rounded(weight).detach())
+        torch.testing.assert_close(weight.grad, gradient.T @ round_activation(values).detach())
 
 
 def test_the_formats_are_those_that_a_setting_may_name():
-    assert set(STEPS) == set(get_args(QuantizedFormat)) <= set(FORMATS)
+    assert set(ARITHMETIC) == set(get_args(QuantizedFormat)) <= set(FORMATS)
 
 
 def test_the_last_share_of_the_steps_is_rounded(tmp_path):
@@ -123,4 +183,4 @@ def test_the_last_share_of_the_steps_is_rounded(tmp_path):
     resumed = QuantizeLast(model, "onnx-int8", 0.25)  # from a checkpoint within that share
     resumed.on_step_begin(None, SimpleNamespace(global_step=7, max_steps=8), None)
     unquantize(model)
-    assert type(linear) is nn.Linear and not hasattr(linear, "steps")
+    assert type(linear) is nn.Linear and "arithmetic" not in vars(linear)

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.exporters.int8 import (
-    FULL_RANGE,
-    REDUCED_RANGE,
-    full_range_unavailable_reason,
-    quantize,
-    write_onnx_int8,
-)
+from ds_distill.compression.rounding import FULL_RANGE, REDUCED_RANGE
+from ds_distill.exporters.int8 import full_range_unavailable_reason, quantize, write_onnx_int8
 from ds_distill.exporters.onnx import OPSET
 from ds_distill.exporters.runtimes import OnnxRunner
 

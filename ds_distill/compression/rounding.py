@@ -1,0 +1,96 @@
+"""What a quantized file rounds: the numbers that its writer and the training in its arithmetic share.
+
+Int8 files have a scale for each row of a weight, and activations of 255 steps a token. Four-bit files have a scale and
+a zero point for each group of a weight's row, and exact activations. A scale is a byte times the row's power of two,
+which every runtime's number format holds exactly, and which takes half the bytes of fp16.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# the largest int8 code of a weight, see exporters/int8.py
+FULL_RANGE, REDUCED_RANGE = 127, 63
+LARGE = 1_000_000  # lookup tables of more values are rounded: vocabularies are, positions are not
+SMALLEST = 1e-12  # of an int8 scale's numerator
+LEVELS = 255  # of an activation
+
+GROUP = 32  # values of a weight that share a four-bit scale
+LARGEST_CODE = 15
+LARGEST_SCALE = 255  # in units of the row's step
+# exponents of a step with which each scale is a number of fp16
+EXPONENTS = (-24, 7)
+
+
+class Groups(NamedTuple):
+    """A weight [rows, columns] in groups of four-bit codes: value = (code − zero) · scale · step.
+
+    Attributes:
+        codes: uint8 [rows, groups, GROUP], from 0 to 15; columns that the last group lacks are zeros of the weight.
+        zeros: uint8 [rows, groups], from 0 to 15.
+        scales: uint8 [rows, groups], from 1 to 255.
+        steps: fp32 [rows, 1], powers of two.
+    """
+
+    codes: Tensor
+    zeros: Tensor
+    scales: Tensor
+    steps: Tensor
+
+    def values(self) -> Tensor:
+        """Return the weight that the codes stand for, fp32 [rows, groups · GROUP]."""
+        scales = (self.scales * self.steps).unsqueeze(-1)
+        return ((self.codes.float() - self.zeros.unsqueeze(-1)) * scales).flatten(1)
+
+
+def quantize_groups(weight: Tensor) -> Groups:
+    """Return the four-bit codes of a weight [rows, columns], each group between its least and its largest value.
+
+    Zero is a value of every group. On real weights the error is 6 to 8 % less than with codes around zero.
+    """
+    exact = weight.detach().float()
+    grouped = nn.functional.pad(exact, (0, -exact.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    least, most = grouped.aminmax(dim=-1)
+    least = least.clamp_max(0)
+    width = (most.clamp_min(0) - least) / LARGEST_CODE
+    largest = width.amax(-1, keepdim=True).clamp_min(2.0 ** EXPONENTS[0])
+    steps = torch.exp2((largest / LARGEST_SCALE).log2().ceil().clamp(*EXPONENTS))
+    scales = (width / steps).ceil().clamp(1, LARGEST_SCALE)
+    scale = scales * steps
+    zeros = (-least / scale).round().clamp(0, LARGEST_CODE)
+    codes = ((grouped / scale.unsqueeze(-1)).round() + zeros.unsqueeze(-1)).clamp(0, LARGEST_CODE)
+    return Groups(codes.to(torch.uint8), zeros.to(torch.uint8), scales.to(torch.uint8), steps)
+
+
+def round_groups(weight: Tensor) -> Tensor:
+    """Return a weight [out, in], or rows of a table [..., H], as the four-bit files have it."""
+    rows = quantize_groups(weight.flatten(0, -2)).values()[:, : weight.shape[-1]]
+    return _pass_through(weight, rows.view(weight.shape))
+
+
+def round_weight(weight: Tensor, steps: int) -> Tensor:
+    """Return a weight as the int8 files have it: codes from −steps to steps, with a scale for each row.
+
+    Args:
+        weight: [out, in], or rows of a table [..., H].
+        steps: The largest code.
+    """
+    exact = weight.detach().float()
+    scales = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / steps
+    return _pass_through(weight, (exact / scales).round() * scales)
+
+
+def round_activation(values: Tensor) -> Tensor:
+    """Return activations [..., H] as the int8 files have them: 255 steps between a token's least and largest."""
+    exact = values.detach().float()
+    least, most = exact.aminmax(dim=-1, keepdim=True)
+    step = (most - least).clamp_min(SMALLEST) * (1 / LEVELS)
+    return _pass_through(values, ((exact - least) / step).round().clamp(0, LEVELS) * step + least)
+
+
+def _pass_through(values: Tensor, rounded: Tensor) -> Tensor:
+    """Return the rounded values, with the gradient of the exact ones."""
+    return values + (rounded.to(values.dtype) - values).detach()
