@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_distill.reporting.page_style import STYLE
 from ds_distill.reporting.panels import Panel, make_svg
+from ds_distill.reporting.scatter import Scatter, make_scatter_svg
 from ds_distill.reporting.tables import NOT_RUN, _cell, table
 
 
@@ -49,7 +50,7 @@ class Section:
     columns: dict[str, str] = field(default_factory=dict)
     emphasized: tuple[int, ...] = ()
     pictures: dict[str, Path] = field(default_factory=dict)
-    panels: list[Panel] = field(default_factory=list)
+    panels: Sequence[Panel | Scatter] = ()
     commands: dict[str, str] = field(default_factory=dict)
 
 
@@ -159,7 +160,7 @@ def _section_html(section: Section, number: int) -> str:
         )
     if section.panels:
         figures = (
-            f"<figure><h3>{_inline(panel.title)}</h3>\n{make_svg(panel, f'figure-{number}-{i}')}</figure>\n"
+            f"<figure><h3>{_inline(panel.title)}</h3>\n{_svg(panel, f'figure-{number}-{i}')}</figure>\n"
             for i, panel in enumerate(section.panels)
         )
         captions = "".join(f'<p class="caption">{_inline(caption)}</p>' for caption in section.pictures)
@@ -173,6 +174,10 @@ def _section_html(section: Section, number: int) -> str:
         for remark, command in section.commands.items()
     ]
     return "\n".join(part for part in out if part) + "\n</section>\n"
+
+
+def _svg(panel: Panel | Scatter, name: str) -> str:
+    return make_scatter_svg(panel, name) if isinstance(panel, Scatter) else make_svg(panel, name)
 
 
 def _inline(text: str) -> str:
