@@ -186,45 +186,50 @@ def measure_all(
         lacking = [pair for pair, rounds in done.items() if rounds < args.rounds]
         base = [(key, name) for key in references for name in here if RUNTIMES[name][2] and key in folders]
         others = [pair for pair in lacking if pair not in base]
-        for start in range(0, len(others) or len(lacking), args.together):
+        for start in range(0, len(others) or 1, args.together):
             group = [*base, *others[start : start + args.together]]
             rounds = max((args.rounds - done[pair] for pair in group if pair in lacking), default=0)
             if rounds:
-                measure_group(args, results, folders, group, rounds)
+                rows = [
+                    row
+                    for key in dict.fromkeys(key for key, _ in group)
+                    for row in export(args, results, folders, key, backends)
+                    if (key, row.backend) in group
+                ]
+                take_turns(args, results, rows, rounds)
 
 
-def measure_group(
-    args: argparse.Namespace, results, folders: dict[str, Path], group: list[tuple[str, str]], rounds: int
-) -> None:
-    """Let models and backends, given as (key, backend), take turns for some rounds."""
+def export(args: argparse.Namespace, results, folders: dict[str, Path], key: str, backends: list[str]) -> list[Row]:
+    """Write a model's files for all backends, where they are not there yet, and their sizes into `results`."""
     from benchmarks.inference.metrics import count_bytes
-    from benchmarks.inference.suite import measure, prepare
+    from benchmarks.inference.suite import prepare
     from ds_distill.study.pareto_points import FILE
     from ds_distill.study.scheduler import make_folder_name
     from ds_distill.utils.files import write_json
 
-    rows = []
-    for key in dict.fromkeys(key for key, _ in group):
-        names = [name for other, name in group if other == key]
-        folder_name = make_folder_name(key)
-        files = args.output / "files" / folder_name / "encoder"
-        about = results.measured.setdefault(key, {"megabytes": {}})
-        wanted = [BACKENDS[name].file for name in names]
-        if any(name not in about["megabytes"] for name in names) or not all(
-            (files / (file or "inputs.txt")).is_file() for file in wanted
-        ):
-            partial = args.output / "partial"  # so that a file that is there is whole
-            [(source, written)] = prepare({folder_name: folders[key]}, "encoder", names, partial, []).values()
-            shutil.rmtree(files, ignore_errors=True)
-            files.parent.mkdir(parents=True, exist_ok=True)
-            written.rename(files)
-            shutil.rmtree(partial)
-            about["parameters"] = sum(weights.numel() for weights in source.model.parameters())
-            about["positions"] = source.positions
-            for name in names:
-                about["megabytes"][name] = count_bytes(source, files, BACKENDS[name]) / 1e6
-            write_json(args.output / FILE, vars(results))
-        rows += [Row(key, name, "encoder", args.threads, folders[key], files, about["positions"]) for name in names]
+    name = make_folder_name(key)
+    files, about = args.output / "files" / name / "encoder", results.measured.setdefault(key, {"megabytes": {}})
+    needed = [files / (BACKENDS[backend].file or "inputs.txt") for backend in backends]
+    if not about["megabytes"].keys() >= {*backends} or not all(file.is_file() for file in needed):
+        partial = args.output / "partial"  # so that a file that is there is whole
+        [(source, written)] = prepare({name: folders[key]}, "encoder", backends, partial, []).values()
+        shutil.rmtree(files, ignore_errors=True)
+        files.parent.mkdir(parents=True, exist_ok=True)
+        written.rename(files)
+        shutil.rmtree(partial)
+        about["parameters"] = sum(weights.numel() for weights in source.model.parameters())
+        about["positions"] = source.positions
+        about["megabytes"] |= {backend: count_bytes(source, files, BACKENDS[backend]) / 1e6 for backend in backends}
+        write_json(args.output / FILE, vars(results))
+    return [Row(key, backend, "encoder", args.threads, folders[key], files, about["positions"]) for backend in backends]
+
+
+def take_turns(args: argparse.Namespace, results, rows: list[Row], rounds: int) -> None:
+    """Let models take turns for some rounds, and write pareto.json after each."""
+    from benchmarks.inference.suite import measure
+    from ds_distill.study.pareto_points import FILE
+    from ds_distill.utils.files import write_json
+
     cases = {f"{batch} × {length}": [[length] * batch] for batch, length in args.shapes}
     numbers = itertools.count(max((turn["round"] for turn in results.turns), default=-1) + 1)
 

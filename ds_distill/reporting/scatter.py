@@ -16,7 +16,7 @@ from ds_distill.reporting.label_places import Box, Place, place_labels
 from ds_distill.reporting.panels import COLORS, MARKERS, PLAIN_TEXT, SVG_SETTINGS, embed_figure, pyplot
 
 WIDTH, HEIGHT = 4.8, 4.4  # inches; a phone shows them at nearly this size
-LABEL_SIZE = 8.5  # the font's size in points
+LABEL_SIZE = 9.5  # the font's size in points
 MARKER_SIZE = 6.0
 BESIDE = 3.0  # points of 1/72 inch between models of equal cost
 FAR = 9.0  # the distance from which a line leads from a point to its label
@@ -152,9 +152,11 @@ def _set_axes(axes, scatter: Scatter) -> None:
     margin = max(1.15, ratio**0.08)
     axes.set(xscale="log", xlabel=scatter.across, ylabel=scatter.unit)
     axes.set_xlim(min(costs) / margin, max(costs) * margin * max(1.0, ratio**0.06))
-    steps = (1, 2, 5) if ratio > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8) if ratio > 2.5 else tuple(range(1, 10))
+    steps: tuple[float, ...] = (
+        (1, 2, 5) if ratio > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8) if ratio > 2.5 else tuple(range(1, 10))
+    )
     if ratio < 1.3:
-        steps = tuple(number / 10 for number in range(10, 100, 2))
+        steps = tuple(1 + number / 5 for number in range(45))
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -190,7 +192,7 @@ def _draw_points(figure, axes, scatter: Scatter) -> list[Place | None]:
     area = Box(*(to_points * axes.bbox.extents))
     beside: Counter[float] = Counter()
     spots: list[tuple[float, float]] = []
-    lines: list[Box] = _frontier_boxes(axes, frontier, to_points)
+    lines = _line_boxes(axes, scatter, frontier, to_points)
     for point in best_first:
         x, y = to_points * axes.transData.transform((point.cost, point.worth))
         x += BESIDE * beside[point.cost]  # to the right of a better one, which leaves the frontier as it is
@@ -215,12 +217,17 @@ def _draw_points(figure, axes, scatter: Scatter) -> list[Place | None]:
     return places
 
 
-def _frontier_boxes(axes, frontier: Sequence[Point], to_points: float) -> list[Box]:
-    """Return the steps of the frontier as thin boxes."""
+def _line_boxes(axes, scatter: Scatter, frontier: Sequence[Point], to_points: float) -> list[Box]:
+    """Return the steps of the frontier and the line of the level as thin boxes."""
     corners = [to_points * axes.transData.transform((point.cost, point.worth)) for point in frontier]
+    left, right = (to_points * edge for edge in (axes.bbox.x0, axes.bbox.x1))
     boxes = []
-    for (x, y), (right, higher) in zip(corners, corners[1:], strict=False):
-        boxes += [Box(x, y - 0.5, right, y + 0.5), Box(right - 0.5, y, right + 0.5, higher)]
+    for number, (x, y) in enumerate(corners):
+        end, higher = corners[number + 1] if number + 1 < len(corners) else (right, y)
+        boxes += [Box(x, y - 0.5, end, y + 0.5), Box(end - 0.5, y, end + 0.5, higher)]
+    if scatter.level is not None:
+        height = to_points * axes.transData.transform((1, scatter.level))[1]
+        boxes.append(Box(left, height - 0.5, right, height + 0.5))
     return boxes
 
 

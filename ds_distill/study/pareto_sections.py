@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +16,8 @@ from ds_distill.utils.errors import UserError
 
 HOLLOW = "hollow: scored in PyTorch"
 READING = (
-    "A point is a model in one arithmetic of this runtime; its number is that of the table. The line is the frontier: "
-    "at each budget, the best point that keeps to it. A point off the line is beaten by one that costs no more. "
-    f"Vertical bars are {100 * CONFIDENCE:.0f} % intervals, from the paired bootstrap of the comparisons; between "
-    "points whose intervals overlap widely, the cheaper one is the safe choice."
+    "Each point is a model in one arithmetic of this runtime, with its number in the table. The line is the frontier: "
+    f"the best point for each budget. Bars are {100 * CONFIDENCE:.0f} % intervals."
 )
 UNCERTAIN = (
     "The score of a hollow point is that of the model in PyTorch, not of the quantized file, so it is no part of the "
@@ -63,7 +62,7 @@ def _make_section(
     frontiers = {name: {point.number for point in get_frontier(scatter.points)} for name, scatter in scatters.items()}
     lines = []
     for number, one in enumerate(shown, 1):
-        line = {"point": f"{number} {one.model}, {one.precision}"}
+        line = {"point": f"{one.model}, {one.precision}", "number": str(number)}
         for shape, milliseconds in one.milliseconds.items():
             low, high = one.rounds[shape]
             line[shape] = f"{_short(milliseconds)} ({_short(low)}–{_short(high)})"
@@ -73,7 +72,7 @@ def _make_section(
         line["scored"] = "this file" if one.is_own else "PyTorch"
         line["frontier"] = ", ".join(name for name, numbers in frontiers.items() if number in numbers) or NOT_MEASURED
         lines.append(line)
-    columns = {"point": "model"}
+    columns = {"point": "model", "number": "no."}
     for shape in results.shapes:
         columns |= {shape: f"ms, {shape}", f"{shape} speed-up": "speed-up"}
     columns |= {"size": "MB", "worth": _name_worth(combinations), "scored": "scored in", "frontier": "on the frontier"}
@@ -84,12 +83,14 @@ def _make_section(
         files[scatter.title] = file
     return Section(
         heading,
-        _describe(results, combinations, shown),
+        READING,
         lines,
         columns,
         tuple(i for i in range(len(lines)) if any(i + 1 in numbers for numbers in frontiers.values())),
         files,
         list(scatters.values()),
+        plots_first=True,
+        notes=_make_notes(results, combinations, shown),
     )
 
 
@@ -118,16 +119,15 @@ def _make_scatters(results: ParetoFile, combinations: Combinations, shown: list[
     return scatters
 
 
-def _describe(results: ParetoFile, combinations: Combinations, shown: list[Combination]) -> str:
-    shapes = " and ".join(results.shapes)
-    rounds = max(turn["round"] for turn in results.turns) + 1
+def _make_notes(results: ParetoFile, combinations: Combinations, shown: list[Combination]) -> str:
+    turns = Counter((turn["measured"], turn["backend"], turn["shape"]) for turn in results.turns)
     paragraphs = [
-        READING,
-        f"Times are of one call of {shapes} tokens (sequences × length) by the encoder without a head, "
-        f"{_count_threads(results)}, {results.machine}, {results.date}: the median over up to {rounds} rounds in "
-        "which the models take turns, with the fastest and the slowest round in parentheses. A speed-up is against the "
-        "teacher in fp32 in the same runtime. Megabytes are those of the encoder's exported file, or of its weights "
-        "where the runtime reads a folder.",
+        f"Times: one call of the encoder without a head, {' or '.join(results.shapes)} tokens (sequences × length), "
+        f"{_count_threads(results)}, {results.machine}, {results.date}; medians of up to {max(turns.values())} rounds "
+        "in which the models take turns, with the fastest and the slowest round in parentheses. A speed-up is against "
+        "the teacher in fp32 in the same runtime. MB: the encoder's exported file, or its weights where there is none.",
+        "Intervals are those of the paired comparisons. Where those of two points overlap widely, the cheaper one is "
+        "the safe choice.",
     ]
     if not all(one.certain for one in shown):
         paragraphs.append(UNCERTAIN)
@@ -135,7 +135,7 @@ def _describe(results: ParetoFile, combinations: Combinations, shown: list[Combi
         same = "; ".join(f"{', '.join(others)} as {model}" for model, others in combinations.alike.items())
         paragraphs.append(
             "Models whose weights have the same shapes take the same time and space, and were measured once: "
-            f"{same}. In the plots they stand side by side."
+            f"{same}. They are drawn side by side."
         )
     if not combinations.is_share:
         paragraphs.append("The study has no scores of the teacher, so scores are not shown as shares of its mean.")

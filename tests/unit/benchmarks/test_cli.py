@@ -40,6 +40,7 @@ MAINS = {
     "data.feeding": (),
     "data.prepare": ("--tokenizer", "t", "--text", "x"),
     "analysis.compare_runs": ("a", "--output", "o"),
+    "inference.pareto": ("--output", "o"),
     "inference.table3": ("--data", "d"),
     "gpu.suite": ("--report", "r"),
     "gpu.checks": (),

@@ -110,7 +110,7 @@ def test_the_page_has_a_plot_and_a_table_for_each_runtime(measured, tmp_path):
         file.name for file in (tmp_path / "out").iterdir()
     }
     [section, _] = make_pareto_sections(folder, [study], tmp_path / "out")
-    lines = {line["point"].split(" ", 1)[1]: line for line in section.rows}
+    lines = {line["point"]: line for line in section.rows}
     assert list(lines)[0] == "a_tuned, int8", "the fastest first, and the better one of those"
     assert lines["a_tuned, fp32"]["frontier"] == "1 × 128, size" and lines["b, fp32"]["frontier"] == "–"
     assert lines["a_tuned, int8"]["frontier"] == "–" and lines["a_tuned, int8"]["scored"] == "PyTorch"
@@ -127,8 +127,8 @@ def test_a_study_without_its_teachers_scores_shows_the_mean_itself(tmp_path):
     models = {"teacher": "teacher", "a": "a", "b": "a", "c": "a"}
     write_times(tmp_path / "pareto", models, times)
     [section] = make_pareto_sections(tmp_path / "pareto", [tmp_path / "study"], tmp_path)
-    assert section.columns["worth"] == "mean of sst2, stsb (%)" and "no scores of the teacher" in section.text
-    assert "can be compared: c." in section.text and section.rows[-1]["worth"] == "–"
+    assert section.columns["worth"] == "mean of sst2, stsb (%)" and "no scores of the teacher" in section.notes
+    assert "can be compared: c." in section.notes and section.rows[-1]["worth"] == "–"
     assert [panel.level for panel in section.panels] == [None, None] and len(section.panels[0].points) == 2
 
 
