@@ -41,12 +41,14 @@ def make_pareto_sections(folder: Path, studies: Sequence[Path], pictures: Path) 
     names = [study for study in studies if study.resolve().name in measured or None in measured]
     for study in names:
         combinations = combine(results, folder, study)
+        notes = _make_notes(results, combinations)  # of all runtimes, after the first one's table
         for runtime in dict.fromkeys(about["runtime"] for about in results.backends.values()):
             shown = [one for one in combinations.all if one.runtime == runtime]
             if shown:
                 suffix = f", {study.resolve().name}" if len(names) > 1 else ""
                 heading = f"Score against time and size: {runtime}{suffix}"
                 sections.append(_make_section(heading, results, combinations, shown, pictures))
+                sections[-1].notes, notes = notes, ""
     if not sections:
         needed = ", ".join(sorted(name for name in measured if name)) or "the study"
         raise UserError(
@@ -90,7 +92,6 @@ def _make_section(
         files,
         list(scatters.values()),
         plots_first=True,
-        notes=_make_notes(results, combinations, shown),
     )
 
 
@@ -119,7 +120,7 @@ def _make_scatters(results: ParetoFile, combinations: Combinations, shown: list[
     return scatters
 
 
-def _make_notes(results: ParetoFile, combinations: Combinations, shown: list[Combination]) -> str:
+def _make_notes(results: ParetoFile, combinations: Combinations) -> str:
     turns = Counter((turn["measured"], turn["backend"], turn["shape"]) for turn in results.turns)
     paragraphs = [
         f"Times: one call of the encoder without a head, {' or '.join(results.shapes)} tokens (sequences × length), "
@@ -129,7 +130,7 @@ def _make_notes(results: ParetoFile, combinations: Combinations, shown: list[Com
         "Intervals are those of the paired comparisons. Where those of two points overlap widely, the cheaper one is "
         "the safe choice.",
     ]
-    if not all(one.certain for one in shown):
+    if not all(one.certain for one in combinations.all):
         paragraphs.append(UNCERTAIN)
     if combinations.alike:
         same = "; ".join(f"{', '.join(others)} as {model}" for model, others in combinations.alike.items())
@@ -139,7 +140,7 @@ def _make_notes(results: ParetoFile, combinations: Combinations, shown: list[Com
         )
     if not combinations.is_share:
         paragraphs.append("The study has no scores of the teacher, so scores are not shown as shares of its mean.")
-    if missing := sorted({one.model for one in shown if one.worth is None}):
+    if missing := sorted({one.model for one in combinations.all if one.worth is None}):
         paragraphs.append(f"Not drawn, because not all tasks were run or can be compared: {', '.join(missing)}.")
     return "\n\n".join(paragraphs)
 
