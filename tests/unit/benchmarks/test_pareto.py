@@ -10,12 +10,13 @@ import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertModel
 
 from benchmarks.inference import pareto, suite
-from benchmarks.inference.pareto_models import Model, assign_keys, find_models
+from benchmarks.inference.pareto_models import Model, assign_keys, find_models, read_study
+from benchmarks.inference.pareto_scores import score_files
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import runs
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.study.pareto_points import FILE, ParetoFile, combine, own_scores_file
+from ds_distill.study.pareto_points import FILE, ParetoFile, own_scores_file
 from ds_distill.study.plan import Study
 from ds_distill.tasks.catalog import TASKS
 from ds_distill.tasks.dev_outputs import DevOutputs
@@ -112,7 +113,7 @@ def test_a_study_is_measured_resumed_and_extended(study, tmp_path, monkeypatch):
         run(monkeypatch, "--study", study, *options, "--threads", 2)
 
 
-def test_quantized_files_are_scored_example_by_example(study, tmp_path, monkeypatch):
+def test_quantized_files_are_scored_example_by_example(study, tmp_path):
     settings = FinetuneConfig(epochs=1, learning_rate=1e-3, precision="fp32")
     place = study / "tasks" / "rte" / "a"
     runs.finetune(
@@ -124,15 +125,14 @@ def test_quantized_files_are_scored_example_by_example(study, tmp_path, monkeypa
         data=str(tmp_path / "data" / "rte"),
     )
     kept = DevOutputs.load(place / "seed=0" / "dev_outputs.safetensors")
-    output = tmp_path / "out"
-    words = ("--backends", "onnx_fp32", "onnx_int8", "--shapes", "1x16", "--seconds", "0.01", "--rounds", 1)
-    assert run(monkeypatch, "--study", study, "--output", output, *words, "--score-files") == 0
-    assert not own_scores_file(output, "study", "onnx_fp32", "rte", "a", 0).exists(), "PyTorch's are its own"
-    own = DevOutputs.load(own_scores_file(output, "study", "onnx_int8", "rte", "a", 0))
+    score_files(read_study(study), study, tmp_path / "out", ["onnx_int8"], 1)
+    file = own_scores_file(tmp_path / "out", "study", "onnx_int8", "rte", "a", 0)
+    own = DevOutputs.load(file)
     assert own.data == kept.data and np.array_equal(own.arrays["dev.labels"], kept.arrays["dev.labels"])
     assert (own.arrays["dev.predicted"] == kept.arrays["dev.predicted"]).mean() > 0.8
-    found = {(one.model, one.precision): one for one in combine(ParetoFile.read(output), output, study).all}
-    assert found["a", "int8"].is_own and found["a", "fp32"].certain and not found["a", "fp32"].is_own
+    written = file.stat().st_mtime_ns
+    score_files(read_study(study), study, tmp_path / "out", ["onnx_int8"], 1)
+    assert file.stat().st_mtime_ns == written, "it is scored once"
 
 
 def test_models_of_one_shape_share_a_measurement(study, tmp_path):
