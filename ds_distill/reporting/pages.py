@@ -138,7 +138,7 @@ def _cards_html(cards: Sequence[Card]) -> str:
 def _section_html(section: Section, number: int) -> str:
     out = [f'<section id="section-{number}">\n<h2>{_inline(section.heading)}</h2>', _paragraphs(section.text)]
     parts = [_table_html(section), _figures_html(section, number)]
-    out += reversed(parts) if section.plots_first else parts
+    out += parts[::-1] if section.plots_first else parts
     out.append(_paragraphs(section.notes))
     out += [
         f"<pre><code># {html.escape(remark)}\n{html.escape(command)}</code></pre>"
