@@ -49,6 +49,19 @@ def in_memory(model: torch.nn.Module, backend: Backend) -> int:
     )
 
 
+def count_bytes(source: ExportModel, files: Path, backend: Backend) -> int:
+    """Return the bytes of a model's file in a backend, or of its weights in one that has no file.
+
+    Args:
+        source: The model.
+        files: The folder to which `suite.prepare` wrote its files.
+        backend: The backend.
+    """
+    if backend.file is None:
+        return in_memory(source.model, backend)
+    return sum(part.stat().st_size for part in files.glob(f"{Path(backend.file).stem}.*"))
+
+
 def figures(
     measurements: list[Measured],
     cases: dict[str, list[list[int]]],
@@ -60,13 +73,8 @@ def figures(
     out = []
     for one in measurements:
         source, files = sources[one.row.model]
-        file = BACKENDS[one.row.backend].file
         parameters = sum(p.numel() for p in source.model.parameters())
-        size = (
-            sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*"))
-            if file
-            else in_memory(source.model, BACKENDS[one.row.backend])
-        )
+        size = count_bytes(source, files, BACKENDS[one.row.backend])
         fixed = {
             "model": one.row.model,
             "body": one.row.backend,

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +49,20 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     return folders
 
 
-def runnable(requested: list[str]) -> list[str]:
-    """Return the requested backends; if none are requested, return all that can run here.
+def runnable(requested: list[str], usual: Iterable[str] = BACKENDS, option: str = "--bodies") -> list[str]:
+    """Return the requested backends; if none are requested, return the usual ones that can run here.
 
     Backends that are left out are logged with the reason.
+
+    Args:
+        requested: The names of backends.
+        usual: The names of those that are meant if none are requested.
+        option: The option that requests them, for errors.
 
     Raises:
         UserError: If a requested backend cannot run here.
     """
-    backends = requested or [name for name, backend in BACKENDS.items() if torch.cuda.is_available() or not backend.gpu]
+    backends = requested or [name for name in usual if torch.cuda.is_available() or not BACKENDS[name].gpu]
     reasons = {}
     for name in backends:
         if BACKENDS[name].needs and importlib.util.find_spec(BACKENDS[name].needs) is None:
@@ -67,7 +73,7 @@ def runnable(requested: list[str]) -> list[str]:
             reasons[name] = reason
     for name, reason in reasons.items():
         if requested:
-            raise UserError(f"--bodies {name}: {reason}")
+            raise UserError(f"{option} {name}: {reason}")
         log(f"not measured: {name}: {reason}")
     return [name for name in backends if name not in reasons]
 
@@ -168,9 +174,21 @@ def make_cases(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[
 
 
 def measure(
-    rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
+    rows: list[Row],
+    cases: dict[str, list[list[int]]],
+    args: argparse.Namespace,
+    batches: dict[str, list],
+    after_round: Callable[[list[Measured]], None] = lambda measurements: None,
 ) -> list[Measured]:
-    """Measure all rows in turns; `batches` are the texts by model for which top-1 predictions are requested."""
+    """Measure all rows in turns.
+
+    Args:
+        rows: The rows.
+        cases: The batches of each case, from `make_cases`.
+        args: Its rounds, seconds and patience are read.
+        batches: The texts by model for which top-1 predictions are requested.
+        after_round: Called after each round with what has been measured so far.
+    """
     variants, measurements = [], []
     try:
         for row in rows:
@@ -209,6 +227,7 @@ def measure(
                     except RuntimeError as error:  # such as out of memory: its results stay, the others continue
                         one.ended = True
                         log(f"\nended: {str(error).strip().splitlines()[-1]}")
+                after_round(measurements)
     finally:
         for variant in variants:
             variant.stop()

@@ -15,6 +15,7 @@ EXAMPLES = r"""
 ds-distill report runs/student
 ds-distill report runs/student runs/other --output runs/page
 ds-distill report runs/study runs/table3
+ds-distill report runs/study runs/pareto
 """
 COMMON_OPTIONS = (
     "folders",
@@ -27,8 +28,8 @@ def add_arguments(parser) -> None:
         "folders",
         type=UserPath,
         nargs="+",
-        help="--output folders of distill, pretrain, finetune and study, and --report folders of "
-        "benchmarks.inference.table3 or benchmarks.inference",
+        help="--output folders of distill, pretrain, finetune, study and benchmarks.inference.pareto, and --report "
+        "folders of benchmarks.inference.table3 or benchmarks.inference",
     )
     parser.add_argument(
         "--teacher",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.data import Data, EncodedDev, dev_sets, get_split_name
@@ -78,6 +79,24 @@ def score_questions(questions: Questions, answers: list[Answer]) -> dict[str, np
     return scored
 
 
+def answer_again(run: Path, data: Data, model: PreTrainedModel) -> tuple[DevOutputs, float | None]:
+    """Return what a model answers to the dev sets as a finished run's did, and its score.
+
+    Args:
+        run: The run's folder, with result.json and the tokenizer in model/.
+        data: The task and its data, as the files hold them now.
+        model: The run's model, or a stand-in for it.
+    """
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(run / "model")
+    with spinner(f"reading {data.task.name}"):
+        dev = dev_sets(data, tokenizer, tokenizer.model_max_length)
+    batch, what = 2 * result["settings"]["batch_size"], f"{run.parent.name}, seed {result['seed']}"
+    answers = answer_sets(data.task, model, dev, Collator(tokenizer), batch, what)
+    score = score_answers(data.task, dev, answers)[data.task.metrics[0]]
+    return collect_outputs(data, result["settings"]["max_train_samples"], dev, answers), score
+
+
 def score_again(folder: Path, data: Data) -> DevOutputs:
     """Return the outputs of a finished run that kept none, from its saved model, and keep them.
 
@@ -92,17 +111,12 @@ def score_again(folder: Path, data: Data) -> DevOutputs:
     model_folder, metric = folder / "model", data.task.metrics[0]
     model = load_for_task(str(model_folder), data.task, "model", tuned=True)
     model = model.to(lone_device())  # type: ignore[arg-type]  # wrong in transformers
-    tokenizer = load_tokenizer(model_folder)
-    with spinner(f"reading {data.task.name}"):
-        dev = dev_sets(data, tokenizer, tokenizer.model_max_length)
-    batch, what = 2 * result["settings"]["batch_size"], f"{folder.parent.name}, seed {result['seed']}"
-    answers = answer_sets(data.task, model, dev, Collator(tokenizer), batch, what)
-    score, before = score_answers(data.task, dev, answers)[metric], result["metrics"][metric]
+    outputs, score = answer_again(folder, data, model)
+    before = result["metrics"][metric]
     if (score is None) != (before is None) or abs((score or 0) - (before or 0)) > SAME_SCORE:
         raise UserError(
             f"{model_folder}: its {metric} was {before}, and is {score} on the files that there are now; give the data "
             "that it was scored on"
         )
-    outputs = collect_outputs(data, result["settings"]["max_train_samples"], dev, answers)
     outputs.save(folder / FILE)
     return outputs

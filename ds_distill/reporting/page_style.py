@@ -47,7 +47,7 @@ nav a { color: var(--series-0); }
 .card .value small { font-size: 1rem; font-weight: 400; }
 .card .note { font-size: 0.85rem; color: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
-figure { margin: 1rem 0; }
+figure, .figures { margin: 1rem 0; }
 .figures figure { margin: 0; min-width: 0; }
 figcaption, .caption { color: var(--soft); font-size: 0.85rem; }
 svg { display: block; width: 100%; max-width: 38rem; height: auto; }

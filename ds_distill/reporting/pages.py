@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_distill.reporting.page_style import STYLE
 from ds_distill.reporting.panels import Panel, make_svg
+from ds_distill.reporting.scatter import Scatter, make_scatter_svg
 from ds_distill.reporting.tables import NOT_RUN, cell, table
 
 
@@ -41,6 +42,8 @@ class Section:
         pictures: Maps a caption to a PNG file in the page's folder.
         panels: What the HTML shows in place of `pictures`, as SVG that follows the page's colors and width.
         commands: Maps a remark on a command to the command.
+        plots_first: Whether the pictures or panels stand before the table, not after it.
+        notes: Paragraphs after the table and the pictures.
     """
 
     heading: str
@@ -49,8 +52,10 @@ class Section:
     columns: dict[str, str] = field(default_factory=dict)
     emphasized: tuple[int, ...] = ()
     pictures: dict[str, Path] = field(default_factory=dict)
-    panels: list[Panel] = field(default_factory=list)
+    panels: Sequence[Panel | Scatter] = ()
     commands: dict[str, str] = field(default_factory=dict)
+    plots_first: bool = False
+    notes: str = ""
 
 
 def write_page(
@@ -72,12 +77,11 @@ def write_page(
     if cards:
         markdown.append("\n".join(f"- {card.label}: **{card.value}** {card.error} ({card.note})" for card in cards))
     for section in sections:
-        markdown += [
-            f"## {section.heading}",
-            *([section.text] if section.text else []),
-            *([table(section.rows, section.columns)] if section.rows else []),
-        ]
-        markdown += [f"![{caption}]({file.name})" for caption, file in section.pictures.items()]
+        rows = [table(section.rows, section.columns)] if section.rows else []
+        pictures = [f"![{caption}]({file.name})" for caption, file in section.pictures.items()]
+        markdown += [f"## {section.heading}", *([section.text] if section.text else [])]
+        markdown += [*pictures, *rows] if section.plots_first else [*rows, *pictures]
+        markdown += [section.notes] if section.notes else []
         markdown += [f"```\n# {remark}\n{command}\n```" for remark, command in section.commands.items()]
     markdown += ["---", footer] if footer else []
     (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
@@ -132,47 +136,64 @@ def _cards_html(cards: Sequence[Card]) -> str:
 
 
 def _section_html(section: Section, number: int) -> str:
-    out = [
-        f'<section id="section-{number}">\n<h2>{_inline(section.heading)}</h2>',
-        _paragraphs(section.text),
-    ]
-    if section.rows:
-        cells = [[cell(row.get(key)) for key in section.columns] for row in section.rows]
-        kind = [
-            ' class="number"' if all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) else ""
-            for i in range(len(section.columns))
-        ]
-        head = "".join(
-            f'<th scope="col"{k}>{_inline(text)}</th>' for k, text in zip(kind, section.columns.values(), strict=True)
-        )
-        lines = []
-        for i, line in enumerate(cells):
-            mark = ' class="mark"' if i in section.emphasized else ""
-            lines.append(
-                f"<tr{mark}>"
-                + "".join(f"<td{k}>{_inline(text)}</td>" for k, text in zip(kind, line, strict=True))
-                + "</tr>"
-            )
-        out.append(
-            f'<div class="wide" role="region" tabindex="0" aria-label="Table: {html.escape(section.heading)}">'
-            f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
-        )
-    if section.panels:
-        figures = (
-            f"<figure><h3>{_inline(panel.title)}</h3>\n{make_svg(panel, f'figure-{number}-{i}')}</figure>\n"
-            for i, panel in enumerate(section.panels)
-        )
-        captions = "".join(f'<p class="caption">{_inline(caption)}</p>' for caption in section.pictures)
-        out.append(f'<div class="figures">\n{"".join(figures)}</div>{captions}')
-    for caption, file in () if section.panels else section.pictures.items():
-        data = base64.b64encode(file.read_bytes()).decode()
-        image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-        out.append(f'<figure class="wide">{image}<figcaption>{_inline(caption)}</figcaption></figure>')
+    out = [f'<section id="section-{number}">\n<h2>{_inline(section.heading)}</h2>', _paragraphs(section.text)]
+    parts = [_table_html(section), _figures_html(section, number)]
+    out += parts[::-1] if section.plots_first else parts
+    out.append(_paragraphs(section.notes))
     out += [
         f"<pre><code># {html.escape(remark)}\n{html.escape(command)}</code></pre>"
         for remark, command in section.commands.items()
     ]
     return "\n".join(part for part in out if part) + "\n</section>\n"
+
+
+def _table_html(section: Section) -> str:
+    if not section.rows:
+        return ""
+    cells = [[cell(row.get(key)) for key in section.columns] for row in section.rows]
+    # The first column has the names of the rows, some of which may begin with a digit.
+    kind = [
+        ' class="number"' if i and all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) else ""
+        for i in range(len(section.columns))
+    ]
+    head = "".join(
+        f'<th scope="col"{k}>{_inline(text)}</th>' for k, text in zip(kind, section.columns.values(), strict=True)
+    )
+    lines = []
+    for i, line in enumerate(cells):
+        mark = ' class="mark"' if i in section.emphasized else ""
+        lines.append(
+            f"<tr{mark}>"
+            + "".join(f"<td{k}>{_inline(text)}</td>" for k, text in zip(kind, line, strict=True))
+            + "</tr>"
+        )
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="Table: {html.escape(section.heading)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
+    )
+
+
+def _figures_html(section: Section, number: int) -> str:
+    if section.panels:
+        figures = (
+            f"<figure><h3>{_inline(panel.title)}</h3>\n{_svg(panel, f'figure-{number}-{i}')}</figure>\n"
+            for i, panel in enumerate(section.panels)
+        )
+        titles = {panel.title for panel in section.panels}
+        captions = "".join(
+            f'<p class="caption">{_inline(caption)}</p>' for caption in section.pictures if caption not in titles
+        )
+        return f'<div class="figures">\n{"".join(figures)}</div>{captions}'
+    images = []
+    for caption, file in section.pictures.items():
+        data = base64.b64encode(file.read_bytes()).decode()
+        image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+        images.append(f'<figure class="wide">{image}<figcaption>{_inline(caption)}</figcaption></figure>')
+    return "\n".join(images)
+
+
+def _svg(panel: Panel | Scatter, name: str) -> str:
+    return make_scatter_svg(panel, name) if isinstance(panel, Scatter) else make_svg(panel, name)
 
 
 def _inline(text: str) -> str:

@@ -27,6 +27,11 @@ MARKERS = ("o", "^", "s", "D", "v", "P")
 UNITS = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1.0, ""))
 MOST_POINTS = 100
 PLAIN_TEXT: dict[str, Any] = {"text.parse_math": False}  # a folder's name may have dollar signs
+SVG_SETTINGS = PLAIN_TEXT | {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ds-distill",
+    "font.sans-serif": ["DejaVu Sans"],
+}
 LOGARITHMIC_FROM = 20  # the ratio of largest to smallest value from which a linear axis hides the smaller ones
 FEWEST_TO_HIDE = 5  # points of a curve, below which its beginning is shown
 HIDDEN_FROM = 3  # the ratio of the whole range to the later one from which a curve's beginning is left out
@@ -131,15 +136,11 @@ def make_svg(panel: Panel, name: str) -> str:
         name: What its ids begin with; unique in the page.
     """
     plt = pyplot()
-    settings = PLAIN_TEXT | {"svg.fonttype": "none", "svg.hashsalt": "ds-distill", "font.sans-serif": ["DejaVu Sans"]}
-    with plt.rc_context(settings):
+    with plt.rc_context(SVG_SETTINGS):
         figure, axes = plt.subplots(figsize=(4.8, 3.1 + 0.21 * (len(panel.lines) + 1) / 2), layout="constrained")
         _draw(axes, panel)
         _add_legend(figure, [axes], per_row=2)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-    return _embed(file.getvalue(), panel, name)
+        return embed_figure(figure, name, panel.title, _describe(panel))
 
 
 def pyplot():
@@ -237,8 +238,19 @@ def _add_legend(figure, shown: Sequence, per_row: int) -> None:
         )
 
 
-def _embed(text: str, panel: Panel, name: str) -> str:
-    """Return matplotlib's SVG file as an element of a page."""
+def embed_figure(figure, name: str, title: str, description: str) -> str:
+    """Return a figure of matplotlib as an <svg> element to put into a page, and close it.
+
+    Args:
+        figure: The figure, drawn with SVG_SETTINGS in the light COLORS, in black, and in white for the page's color.
+        name: What the element's ids begin with; unique in the page.
+        title: The title for screen readers.
+        description: What the figure shows, in words.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    pyplot().close(figure)
+    text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
@@ -246,13 +258,13 @@ def _embed(text: str, panel: Panel, name: str) -> str:
     text = re.sub(r"(font: [^\";]*?)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", text)
     for number, (light, _) in enumerate(COLORS):
         text = text.replace(light, f"var(--series-{number})")
-    text = text.replace("#b0b0b0", "var(--grid)").replace("#000000", "currentColor")
+    text = text.replace("#b0b0b0", "var(--grid)").replace("#000000", "currentColor").replace("#ffffff", "var(--page)")
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None  # every SVG of matplotlib has one
     head = (
         f'<svg {box[0]} role="img" aria-labelledby="{name}-title {name}-description">\n'
-        f'<title id="{name}-title">{html.escape(panel.title)}</title>\n'
-        f'<desc id="{name}-description">{html.escape(_describe(panel))}</desc>'
+        f'<title id="{name}-title">{html.escape(title)}</title>\n'
+        f'<desc id="{name}-description">{html.escape(description)}</desc>'
     )
     return head + text[text.index(">") + 1 :].rstrip()
 

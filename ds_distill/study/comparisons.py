@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ds_distill.reporting.pages import Section
-from ds_distill.study.bootstrap import CONFIDENCE, RESAMPLES, estimate, resample_scores, share_of
+from ds_distill.study.bootstrap import CONFIDENCE, RESAMPLES, Estimate, estimate, resample_scores, share_of
 from ds_distill.study.figures import NOT_MEASURED, get_students, task_headings
 from ds_distill.study.outputs import TaskOutputs
 from ds_distill.study.variants import TEACHER
@@ -87,6 +87,24 @@ def comparison_sections(rows: list[dict], tasks: list[str], outputs: Mapping[str
     return [*sections, shares] if _has_figures(shares.rows) else sections
 
 
+def estimate_share(draws: Draws, tasks: list[str], model: str, *, above: bool = False) -> Estimate | None:
+    """Return a model's mean over tasks as a share of its teacher's, in percent; None where it cannot be measured.
+
+    Args:
+        draws: From `draw_scores`.
+        tasks: The tasks, at least one, on all of which both models have draws.
+        model: The model.
+        above: Whether the share is of what lies above the constant answer.
+    """
+    floor = _mean(draws, tasks, CONSTANT) if above else 0.0
+    return estimate(100 * share_of(_mean(draws, tasks, model) - floor, _mean(draws, tasks, TEACHER) - floor))
+
+
+def estimate_mean(draws: Draws, tasks: list[str], model: str) -> Estimate | None:
+    """Return a model's mean over tasks, in percent; None where it cannot be measured."""
+    return estimate(_mean(draws, tasks, model))
+
+
 def _has_figures(lines: list[dict]) -> bool:
     return any(line["all"] != NOT_MEASURED for line in lines)
 
@@ -128,10 +146,7 @@ def _difference(draws: Draws, tasks: list[str], all_tasks: list[str], model: str
 
 def _share(draws: Draws, tasks: list[str], all_tasks: list[str], model: str, above: bool) -> str:
     shared = _shared(draws, tasks, model, TEACHER, *([CONSTANT] if above else []))
-    if not shared:
-        return NOT_MEASURED
-    floor = _mean(draws, shared, CONSTANT) if above else 0.0
-    found = estimate(100 * share_of(_mean(draws, shared, model) - floor, _mean(draws, shared, TEACHER) - floor))
+    found = estimate_share(draws, shared, model, above=above) if shared else None
     if found is None:
         return NOT_MEASURED
     return _named(f"{found.value:.1f} % ({found.low:.1f} to {found.high:.1f})", shared, tasks, all_tasks)

@@ -19,6 +19,8 @@ from ds_distill.run_folder import RunFolder
 from ds_distill.study.benchmark_sections import make_benchmark_section
 from ds_distill.study.comparisons import comparison_sections
 from ds_distill.study.outputs import load_outputs
+from ds_distill.study.pareto_points import FILE as PARETO
+from ds_distill.study.pareto_sections import make_pareto_sections
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
 from ds_distill.study.score_tables import data_set_table, other_metrics_table, retention_table, task_tables
@@ -26,6 +28,7 @@ from ds_distill.study.student_tables import ablation_table, pretraining_section
 from ds_distill.utils.errors import UserError
 
 BENCHMARKS = ("table3.json", "inference.json")
+OTHERS = ("study.json", PARETO, *BENCHMARKS)
 
 
 def write_report(folders: Sequence[str | Path], output: Path, teachers: Sequence[str | Path] = ()) -> dict:
@@ -42,7 +45,7 @@ def write_report(folders: Sequence[str | Path], output: Path, teachers: Sequence
         UserError: If there is nothing to report.
     """
     paths = [Path(folder) for folder in folders]
-    others = [folder for folder in paths if any((folder / name).is_file() for name in ("study.json", *BENCHMARKS))]
+    others = [folder for folder in paths if any((folder / name).is_file() for name in OTHERS)]
     runs = [
         folder for folder in paths if folder not in others and (is_run(folder) or RunFolder(folder).identity.is_file())
     ]
@@ -50,15 +53,26 @@ def write_report(folders: Sequence[str | Path], output: Path, teachers: Sequence
         if folder not in others and folder not in runs:
             raise UserError(
                 f"{folder}: contains neither a study (study.json) nor a run (summary.json) nor a benchmark's report "
-                f"({', '.join(BENCHMARKS)}); give the --output folder of one"
+                f"({', '.join(OTHERS[1:])}); give the --output folder of one"
             )
     if not others:
         return write_run_report(runs, output, teachers=teachers)
     page = make_page(label_runs(runs), [Path(folder) for folder in teachers])
     sections = page.sections
+    measured = [folder for folder in others if (folder / PARETO).is_file()]
     for number, folder in enumerate(others):
+        if not any((folder / name).is_file() for name in ("study.json", *BENCHMARKS)):
+            continue
         added = _make_sections(folder, output / f"curves_{number}.png")
-        if len(paths) > 1:
+        if len(paths) - len(measured) > 1:
+            for section in added:
+                section.heading += f" ({folder})"
+        sections += added
+    studies = [folder for folder in others if (folder / "study.json").is_file()]
+    for folder in measured:
+        output.mkdir(parents=True, exist_ok=True)
+        added = make_pareto_sections(folder, studies, output)
+        if len(measured) > 1:
             for section in added:
                 section.heading += f" ({folder})"
         sections += added

@@ -41,6 +41,7 @@ MAINS = {
     "data.prepare": ("--tokenizer", "t", "--text", "x"),
     "analysis.compare_runs": ("a", "--output", "o"),
     "analysis.family_proof": ("--output", "o"),
+    "inference.pareto": ("--output", "o"),
     "inference.table3": ("--data", "d"),
     "gpu.suite": ("--report", "r"),
     "gpu.checks": (),
