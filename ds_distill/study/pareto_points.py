@@ -171,7 +171,9 @@ def combine(results: ParetoFile, folder: Path, study_folder: Path) -> Combinatio
     for row in rows:
         model = row["model"]
         key = keys.get(model) or keys.get(row.get("student", model))
-        for backend in results.backends if key else ():
+        if key is None:
+            continue
+        for backend in results.backends:
             own_worth = worths.get(_own_name(model, backend))
             worth = worths.get(model) if own_worth is None else own_worth
             found += _measure(results, model, key, keys.get(TEACHER), backend, worth, own_worth is not None)

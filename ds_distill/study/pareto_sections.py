@@ -110,8 +110,8 @@ def _make_scatters(results: ParetoFile, combinations: Combinations, shown: list[
             if one.worth is None or cost is None:
                 continue
             is_reference = combinations.is_share and one.model == TEACHER and one.worth.low == one.worth.high
-            limits = (None, None) if is_reference else (one.worth.low, one.worth.high)
-            points.append(Point(number, one.model, one.precision, cost, one.worth.value, *limits, one.certain))
+            low, high = (None, None) if is_reference else (one.worth.low, one.worth.high)
+            points.append(Point(number, one.model, one.precision, cost, one.worth.value, low, high, one.certain))
         if points:
             level = 100.0 if combinations.is_share else None
             scatters[name] = Scatter(
