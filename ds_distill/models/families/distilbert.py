@@ -29,6 +29,7 @@ DISTILBERT = Family(
         head_dropouts=("seq_classif_dropout", "qa_dropout"),
     ),
     ffn=("ffn.lin1", "ffn.activation"),
+    outputs=("attention.out_lin", "ffn.lin2"),
     projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     eps=1e-12,
     sinusoidal="sinusoidal_pos_embds",

@@ -58,6 +58,7 @@ MODERNBERT = Family(
         per_layer=("layer_types",),
     ),
     ffn=None,
+    outputs=None,
     projections=("attn.Wqkv",) * 3,
     split_projections=_split_projections,
     fused={"attn.Wqkv": 3, "mlp.Wi": 2},

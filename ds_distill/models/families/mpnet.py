@@ -26,6 +26,7 @@ MPNET = Family(
     layers="mpnet.encoder.layer",
     decoder="lm_head.decoder",
     mlm_transform=robertas_transform,
+    outputs=None,  # all layers' heads share one bias
     projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     first_position=lambda config: 2,
     attention="eager",
