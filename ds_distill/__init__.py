@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, pretrain
+    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, load, pretrain
     from ds_distill.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "Recipe", "RunSummary", "distill", "evaluate", "export", "pretrain"]
+__all__ = ["Evaluation", "Recipe", "RunSummary", "distill", "evaluate", "export", "load", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

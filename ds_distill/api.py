@@ -1,4 +1,4 @@
-"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export`.
+"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export, load`.
 
 The functions do what the commands of the same names do, in a notebook, in a script, or in a script whose ranks a
 launcher starts. They return typed summaries, and raise `ds_distill.utils.errors.UserError` for a mistake that the
@@ -261,6 +261,28 @@ def export(
             data=None if data is None else str(data),
             encoder=encoder,
         )
+
+
+def load(model: PathLike, *, head: str | None = None) -> Any:
+    """Load a Hugging Face folder as transformers' stock class, in fp32, in eval mode, also one of pruned layers.
+
+    Args:
+        model: Folder, or name of a model in the Hugging Face cache.
+        head: "masked-lm", "classification", "token-classification", "question-answering" or "encoder"; the one that
+            the folder's config names when not given.
+
+    Raises:
+        UserError: The folder has no such model, or config and weights do not fit each other.
+    """
+    from ds_distill.exporters.model import HEADS, load_source
+    from ds_distill.models.families import get_family
+    from ds_distill.utils.errors import UserError, did_you_mean
+
+    if head is not None and head not in HEADS:
+        raise UserError(f"head = {head!r}: no such head{did_you_mean(head, HEADS)}; give one of {', '.join(HEADS)}")
+    loaded = load_source(str(model), head).model
+    loaded.set_attn_implementation(get_family(loaded).attention)
+    return loaded
 
 
 def _checked(recipe: Recipe) -> Recipe:

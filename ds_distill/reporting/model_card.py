@@ -82,6 +82,12 @@ tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretraine
 output = model(**tokenizer("A text to embed.", return_tensors="pt"))
 print(output.last_hidden_state.shape)  # one text, its tokens, the hidden size
 """
+# A folder of pruned layers; the example begins with the code of models.loader_text.
+LOADS = (
+    "Its layers have shapes of their own, with which no stock class is built. `ds_distill.load` loads it and so does "
+    "every command of ds-distill; so do these lines, without ds-distill:\n\n"
+)
+LOADED = 'print(model(**tokenizer({given}, return_tensors="pt"))[0].shape)\n'
 INPUTS = {
     "masked-lm": 'f"The capital of France is {pipe.tokenizer.mask_token}."',
     "classification": '"A text to classify."',
@@ -118,6 +124,7 @@ def model_card(
     *,
     head: str = "masked-lm",
     pooler: bool = False,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint.
 
@@ -129,6 +136,7 @@ def model_card(
         origin: What it was made of.
         head: "masked-lm", or "encoder" for a bare encoder.
         pooler: Whether transformers adds a pooler to such an encoder unless it is told not to.
+        loader: The code of `models.loader_text` for a model that is of no stock class.
     """
     origin = origin or Provenance()
     figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
@@ -152,7 +160,7 @@ def model_card(
         )
         + f"# {title}\n\n{kind} {MADE_WITH}{_made_of(origin)}.\n\n"
         + (NO_HEAD if head == "encoder" else "")
-        + _usage(head, pooler)
+        + _usage(head, pooler, loader)
         + "## Measured\n\n"
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
@@ -175,6 +183,7 @@ def task_card(
     remark: str = "",
     origin: Provenance | None = None,
     constant: dict[str, float] | None = None,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
@@ -186,6 +195,7 @@ def task_card(
         remark: A remark on the scores.
         origin: What it was made of.
         constant: The scores of the constant answer, see `tasks.dev_outputs`.
+        loader: As in `model_card`.
     """
     origin, constant = origin or Provenance(), constant or {}
     rows = [
@@ -207,7 +217,10 @@ def task_card(
         )
         + f"# A model for {task.name}\n\nAn encoder fine-tuned on the task {task.name} with ds-distill"
         + f"{_made_of(origin)}.\n\n"
-        + _usage("pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head)
+        + _usage(
+            "pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head,
+            loader=loader,
+        )
         + (f"Its labels: {labels}.\n\n" if labels else "")
         + f"## Measured\n\n{table(rows, columns)}\n\n{remark}"
         + _training(origin)
@@ -279,8 +292,11 @@ def _made_of(origin: Provenance) -> str:
     return f", {'distilled from' if origin.distilled else 'made from'} `{origin.base}`{revision}{others}"
 
 
-def _usage(kind: str, pooler: bool = False) -> str:
+def _usage(kind: str, pooler: bool = False, loader: str | None = None) -> str:
     """Return the section with an example to run in the folder; `kind` is a key of PIPELINES, or "pair"."""
+    if loader:
+        code = loader.replace("{name}", THIS_FOLDER) + LOADED.format(given=_loaded_call(kind))
+        return f"## Use\n\n{LOADS}```python\n{code}```\n\n"
     if kind == "encoder":
         code = STATES.format(name=THIS_FOLDER, options=", add_pooling_layer=False" if pooler else "")
     elif kind == "question-answering":
@@ -289,6 +305,13 @@ def _usage(kind: str, pooler: bool = False) -> str:
         pipeline = PIPELINES.get(kind, PIPELINES["classification"])
         code = PIPELINE.format(name=THIS_FOLDER, pipeline=pipeline, given=INPUTS[kind])
     return f"## Use\n\n```python\n{code}```\n\n"
+
+
+def _loaded_call(kind: str) -> str:
+    """Return the arguments of a tokenizer for an example."""
+    return {"pair": '"The first text.", "The second text."', "masked-lm": 'f"A {tokenizer.mask_token} text."'}.get(
+        kind, '"A text to read."'
+    )
 
 
 def _objective(recipe: dict) -> list[str]:

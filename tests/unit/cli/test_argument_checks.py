@@ -31,6 +31,7 @@ NEEDED = {
     "multitask": {"--tasks": "[rte]", "--model": M, "--data": DD, "--corpus": TEXT},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
     "demo": {"--corpus": TEXT}, "make-qnli": {}, "trim": {"--model": M, "--corpus": TEXT},
+    "prune": {"--model": M, "--corpus": TEXT, "--target": "2x"},
     "augment": {"--task": "squad", "--model": M, "--data": D, "--corpus": TEXT, "--cloze": "5"},
 }
 INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  \
