@@ -3,16 +3,28 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, load, pretrain
+    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, load, pretrain, prune
+    from ds_distill.config.pruning import Pruning
     from ds_distill.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "Recipe", "RunSummary", "distill", "evaluate", "export", "load", "pretrain"]
+__all__ = [
+    "Evaluation",
+    "Pruning",
+    "Recipe",
+    "RunSummary",
+    "distill",
+    "evaluate",
+    "export",
+    "load",
+    "pretrain",
+    "prune",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         from ds_distill import api
 
-        return api.Recipe if name == "Recipe" else getattr(api, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.pruning import RUNTIMES, Pruning, Runtime, Shape, Target, read_target
+from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
-from ds_distill.reporting.closing import format_closing, sibling
+from ds_distill.recipe import Losses, Student
+from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.reporting.tables import aligned, table
+from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "prune a model's heads, feed-forward columns and sublayers until it is as fast as asked in a runtime"
@@ -21,8 +24,8 @@ ds-distill prune --model models/teacher --target 1.75x \
     --output runs/pruned
 ds-distill prune --model models/teacher --target 2x --runtime flops \
     --compare --tokens runs/tokens --output runs/compared
-ds-distill prune --model bert-base-uncased --target 1.5x --uniform \
-    --corpus text.txt --output runs/uniform
+ds-distill prune --model bert-base-uncased --target 1.3x 1.6x 2x --distill \
+    --training.max_tokens 500k --corpus text.txt --output runs/half
 """
 COMMON_OPTIONS = ("model", "corpus", "target", "runtime", "shape", "uniform", "compare", "output")
 LOSSES = {
@@ -44,10 +47,11 @@ def add_arguments(parser) -> None:
     arguments.add_tokens(parser)
     parser.add_argument(
         "--target",
-        type=Target | None,
-        default=None,
+        type=Target,
+        nargs="+",
+        default=[],
         help="how many times as fast as the model the encoder is to be, such as 1.75x; where layers of the model were "
-        "pruned before, as fast as with whole layers",
+        "pruned before, as fast as with whole layers; or with --distill the speeds of several cuts, in rising order",
     )
     parser.add_argument(
         "--runtime",
@@ -80,6 +84,15 @@ def add_arguments(parser) -> None:
         help="also measure the loss of the same shapes cut by magnitude, and with the first rows kept",
     )
 
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="distill the model after each cut from the whole one, as distill does with the settings below",
+    )
+    arguments.add_unread_heldout(parser)
+    arguments.add_unread_teacher(parser)
+    arguments.add_recipe(parser)
+
 
 def check(options) -> None:
     arguments.require_output(options)
@@ -89,8 +102,24 @@ def check(options) -> None:
         raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
     if not options.target:
         raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
+    speeds = [read_target(target, "--target") for target in options.target]
+    if speeds != sorted(set(speeds)):
+        raise UserError(f"--target {' '.join(options.target)}: each cut must be faster than the one before it")
+    if len(speeds) > 1 and not options.distill:
+        raise UserError(
+            f"--target {' '.join(options.target)}: several cuts are worth it only with training between them; add "
+            "--distill, or give one"
+        )
+    if options.uniform and len(speeds) > 1:
+        raise UserError("--uniform: goes with one cut, since a stock class does not remember its whole size; give one")
     if options.sequences < 1:
         raise UserError(f"--sequences {options.sequences}: must be at least 1")
+    recipe = arguments.check_recipe(options)
+    for key, value in vars(recipe.student).items():
+        if value != getattr(Student(), key) and key != "freeze_positions":
+            raise UserError(
+                f"student.{setting_name(key)} = {value}: the student is the pruned model; leave it out, or use distill"
+            )
 
 
 def check_paths(options) -> None:
@@ -105,22 +134,35 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
+    from ds_distill import api
     from ds_distill.compression.runtimes import check_runtime
-    from ds_distill.jobs.prune import prune
 
     check_runtime(options.runtime)
     batch, length = map(int, options.shape.split("x"))
-    summary = prune(
+    recipe = arguments.build_recipe(options)
+    summary = api.prune(
         options.model,
-        Path(options.output),
-        Pruning(
-            read_target(options.target, "--target"), options.runtime, batch, length, options.uniform, options.sequences
-        ),
+        [
+            Pruning(read_target(target, "--target"), options.runtime, batch, length, options.uniform, options.sequences)
+            for target in options.target
+        ],
+        output=options.output,
+        recipe=recipe,
         corpus=options.corpus,
         tokens=options.tokens,
         latency_table=options.latency_table,
         compare=options.compare,
+        distill=options.distill,
+        choose_losses=options.config is None and recipe.losses == Losses() and not recipe.stages,
     )
+    if is_first():
+        for cut in summary.get("cuts", [summary]):
+            _print_cut(cut, options)
+    return summary
+
+
+def _print_cut(summary: dict, options) -> None:
+    """Print the tables of one cut."""
     unit = "billions of operations" if options.runtime == "flops" else "ms"
     rows = [
         {
@@ -143,10 +185,16 @@ def run(options) -> dict:
     ]
     if losses:
         print("\n" + table(losses, {"model": "model", "loss": "held-out masked-LM loss at [MASK] (nats)"}))
-    return summary
 
 
 def closing(options, summary: dict) -> str:
+    if options.distill:
+        tune = ["finetune", "--task", "sst2", "--model", options.output, "--output", sibling(options.output, "sst2")]
+        convert = ["export", "--model", options.output, "--format", "onnx-int8"]
+        return format_closing(
+            *training_result(summary, options.output),
+            commands=[("fine-tune it on SST-2 of the Hub", tune), ("convert it for deployment", convert)],
+        )
     distill = ["distill", "--teacher", options.model, "--student.from", summary["export"], "--tokens"]
     student = [*distill, summary["tokens"], "--output", sibling(options.output, "distilled")]
     return format_closing(

@@ -22,7 +22,6 @@ from ds_distill.data.loader import heldout_batches
 from ds_distill.data.run_data import is_prepared, make_masker, open_heldout, prepare_tokens
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import open_manifest
-from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
@@ -38,10 +37,10 @@ from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
-from ds_distill.training.evaluation import evaluate
+from ds_distill.training.evaluation import evaluate_alone
 from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import read_summary
+from ds_distill.utils.files import read_summary, write_summary
 from ds_distill.utils.resources import explain_disk_full
 
 BATCH = 16
@@ -57,6 +56,7 @@ def prune(
     tokens: str | None = None,
     latency_table: str | None = None,
     compare: bool = False,
+    recipe: Recipe | None = None,
 ) -> dict:
     """Write output/export, a smaller model that is `pruning.target` times as fast, and return the summary.
 
@@ -68,6 +68,8 @@ def prune(
         tokens: A folder of prepared tokens instead.
         latency_table: A file with times that were measured before, or to write them to.
         compare: Whether to measure the same shapes cut by other methods too.
+        recipe: How the text is prepared and masked; with prepared tokens, their settings. By default as usual, in
+            sequences that the model can read.
     """
     folder = find_model_folder(model, "--model")
     check_prunable(get_family_by_type(folder.config.model_type))
@@ -77,7 +79,7 @@ def prune(
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := read_summary(output):
             return finished
-        recipe = _recipe(folder)
+        recipe = recipe or _usual_recipe(folder)
         place = Path(tokens or RunFolder(output).tokens)
         if not tokens and not is_prepared(place, list(corpus), folder.tokenizer, recipe):
             prepare_tokens(list(corpus), folder.tokenizer, place, recipe)
@@ -110,10 +112,12 @@ def prune(
         with explain_disk_full(output), spinner("writing the model"):
             _write(pruned, folder, folder.tokenizer, export, figures, pruning)
         write_record(output)
-        return figures | {"export": str(export), "output": str(output), "tokens": str(place)}
+        summary = figures | {"export": str(export), "output": str(output), "tokens": str(place)}
+        write_summary(summary, output)  # with which a job of several cuts finds this one done
+        return summary
 
 
-def _recipe(folder: ModelFolder) -> Recipe:
+def _usual_recipe(folder: ModelFolder) -> Recipe:
     recipe = Recipe()
     positions = get_family_by_type(folder.config.model_type).positions(folder.config)
     recipe.data.sequence_length = min(recipe.data.sequence_length, positions)
@@ -198,14 +202,13 @@ def _flops(before: PretrainedConfig, after: PretrainedConfig, length: int) -> di
 
 def _nats(models: dict[str, PreTrainedModel], store: TokenDataset, tokens: Path, recipe: Recipe) -> dict[str, float]:
     """Return the held-out masked-LM loss of models at the positions that show [MASK], right after the cut."""
-    start_distributed()
     heldout, masker, figures = open_heldout(tokens), make_masker(store, recipe), {}
     for name, model in models.items():
         batches = heldout_batches(heldout, masker, BATCH, recipe.training.eval_max_sequences)
         # an objective changes the decoder's class
         objective = Objective(copy.deepcopy(model), recipe.losses.without_teacher(), 1)
         with spinner(f"evaluating: {name}"):
-            loss = evaluate(objective, batches, torch.device("cpu"))
+            loss = evaluate_alone(objective, batches, torch.device("cpu"))
         figures[f"loss_{name}"], figures[f"loss_se_{name}"] = loss["mask_loss"], loss["mask_loss_se"]
     return figures
 

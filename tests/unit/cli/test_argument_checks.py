@@ -45,7 +45,7 @@ and "path" not in str(getattr(action, "_typehint", "")):
         if "not read by this command" in (action.help or ""):
             continue
         option = action.option_strings[0] if action.option_strings else ""
-        if option == "--student.from" and command in ("prepare", "pretrain", "evaluate"):
+        if option == "--student.from" and command in ("prepare", "pretrain", "prune", "evaluate"):
             continue  # they make no student
         given = {"--output": OUT} | NEEDED[command]
         if command in ("prepare", "export", "run", "distill", "pretrain", "evaluate", "estimate") and option in INSTEAD:

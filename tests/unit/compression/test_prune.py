@@ -4,28 +4,27 @@ import copy
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
 import ds_distill
-from ds_distill.cli import prune as command
+from ds_distill.cli import main
 from ds_distill.compression.calibration import collect_moments
 from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
-from ds_distill.config.pruning import Pruning, read_shape, read_target
+from ds_distill.config.pruning import read_shape, read_target
 from ds_distill.data.batch import Batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.parity import SAMPLE
-from ds_distill.jobs.prune import prune
 from ds_distill.models.families import get_family, head_size
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.layer_shapes import LayerShape, is_pruned, layer_shapes
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
+from ds_distill.recipe import Data
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
@@ -44,20 +43,16 @@ def world(tmp_path_factory):
     return world
 
 
-def options(world, output, family="bert", **changed):
-    given = {"model": str(world / family), "corpus": [str(world / "text.txt")], "tokens": None, "target": "2x"}
-    given |= {"runtime": "flops", "shape": f"1x{LENGTH}", "uniform": False, "sequences": 64, "latency_table": None}
-    return SimpleNamespace(**given | {"compare": False, "output": str(output)} | changed)
+def cut(world, output, target=2.0, family="bert", model=None, uniform=False, **options):
+    pruning = ds_distill.Pruning(target, "flops", 1, LENGTH, uniform, sequences=64)
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.1))
+    given = {"output": output, "recipe": recipe, "corpus": [world / "text.txt"]} | options
+    return ds_distill.prune(model or world / family, [pruning], **given)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_the_command_cuts_to_the_target_and_shows_what_it_costs(world, tmp_path, capsys, family):
-    given = options(world, tmp_path / "out", family, compare=True)
-    command.check(given)
-    command.check_paths(given)
-    summary = command.run(given)
-    printed = capsys.readouterr().out
-    assert "saliency, the rest corrected" in printed and "the first rows stay" in printed
+def test_a_cut_reaches_its_target(world, tmp_path, family):
+    summary = cut(world, tmp_path / "out", family=family, compare=True)
     model = ds_distill.load(summary["export"])
     assert type(model) is type(load_masked_lm(str(world / family))) and is_pruned(model.config)
     before, after = (
@@ -67,23 +62,50 @@ def test_the_command_cuts_to_the_target_and_shows_what_it_costs(world, tmp_path,
     assert summary["parameters"] == model.num_parameters() < summary["parameters_before"]
     assert [LayerShape(**layer) for layer in summary["layers"]] == layer_shapes(model.config)
     assert all(summary[f"loss_{name}"] > 0 for name in ("before", *METHODS))
-    assert "--student.from" in command.closing(given, summary)
-    again = prune(
-        given.model, tmp_path / "out", Pruning(2, "flops", 1, LENGTH, sequences=64), corpus=given.corpus, compare=True
-    )
-    assert again["export"] == summary["export"], "finished before"
+    again = cut(world, tmp_path / "out", family=family, compare=True)
+    assert again == summary, "finished before"
     with pytest.raises(UserError, match="target was 2.0"):
-        prune(given.model, tmp_path / "out", Pruning(3, "flops"), corpus=given.corpus)
+        cut(world, tmp_path / "out", 3.0, family)
+
+
+def test_the_command_prints_what_a_cut_costs(world, tmp_path, capsys):
+    words = ["--model", world / "bert", "--corpus", world / "text.txt", "--output", tmp_path / "out"]
+    words += ["--target", "2x", "--runtime", "flops", "--shape", f"1x{LENGTH}", "--compare"]
+    words += ["--sequences", "64", "--data.sequence_length", LENGTH, "--data.heldout_fraction", "0.1"]
+    assert main(["prune", *map(str, words)]) == 0
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    for text in ("saliency, the rest corrected", "the first rows stay", "billions of operations", "--student.from"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "2x", "3x"], "--target 2x 3x: several cuts are worth it only with training between them"),
+        (["--target", "3x", "2x", "--distill"], "--target 3x 2x: each cut must be faster than the one before it"),
+        (["--target", "2x", "3x", "--distill", "--uniform"], "--uniform: goes with one cut"),
+        (["--target", "2x", "--student.num_layers", "2"], "student.num_layers = 2: the student is the pruned model"),
+        (["--target", "1x"], "--target 1x: give how many times as fast"),
+        (["--target", "2x", "--shape", "128"], "--shape 128: give sequences x tokens"),
+        ([], "--target is missing"),
+        (["--target", "2x", "--sequences", "0"], "--sequences 0: must be at least 1"),
+    ],
+)
+def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, message):
+    given = ["--model", str(world / "bert"), "--corpus", str(world / "text.txt"), "--output", str(tmp_path / "out")]
+    assert main(["prune", *given, *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_uniform_cut_loads_as_a_stock_class(world, tmp_path):
-    summary = command.run(options(world, tmp_path / "out", uniform=True, target="1.5x"))
+    summary = cut(world, tmp_path / "out", 1.5, uniform=True)
     model = AutoModelForMaskedLM.from_pretrained(summary["export"])
     assert not is_pruned(model.config) and model.config.num_attention_heads == 2
     assert model.config.intermediate_size < 64 and "fill-mask" in (Path(summary["export"]) / "README.md").read_text()
     assert torch.equal(model.eval()(IDS).logits, ds_distill.load(summary["export"])(IDS).logits)
     with pytest.raises(UserError, match="--target 9x: with all heads and equal feed-forwards the encoder is at most"):
-        command.run(options(world, tmp_path / "fast", uniform=True, target="9x"))
+        cut(world, tmp_path / "fast", 9.0, uniform=True)
 
 
 def test_the_documentation_loads_the_folder_without_this_package(world, tmp_path):
@@ -106,7 +128,7 @@ def test_the_documentation_loads_the_folder_without_this_package(world, tmp_path
 
 
 def test_the_example_in_the_card_runs(world, tmp_path, monkeypatch, capsys):
-    summary = command.run(options(world, tmp_path / "out", target="3x"))
+    summary = cut(world, tmp_path / "out", target=3.0)
     (code,) = re.findall("```python\n(.*?)```", (Path(summary["export"]) / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(summary["export"])
     exec(code, {})
@@ -141,8 +163,8 @@ def test_columns_and_heads_that_repeat_others_go_first_and_cost_nothing(world):
 
 
 def test_a_model_can_be_cut_again(world, tmp_path):
-    first = command.run(options(world, tmp_path / "first", target="1.5x"))
-    second = command.run(options(world, tmp_path / "second", target="3x", model=first["export"]))
+    first = cut(world, tmp_path / "first", target=1.5)
+    second = cut(world, tmp_path / "second", target=3.0, model=first["export"])
     shapes = [[LayerShape(**layer) for layer in summary["layers"]] for summary in (first, second)]
     assert all(now <= before for pair in zip(*shapes, strict=True) for before, now in zip(*pair, strict=True))
     assert second["speedup"] >= 3, "relative to whole layers"
@@ -151,22 +173,22 @@ def test_a_model_can_be_cut_again(world, tmp_path):
 
 def test_a_table_that_was_measured_before_is_used(world, tmp_path):
     table = tmp_path / "table.json"
-    first = command.run(options(world, tmp_path / "one", latency_table=str(table)))
+    first = cut(world, tmp_path / "one", latency_table=table)
     values = json.loads(table.read_text())
     values["heads"] = [0.0, 0.0, 0.0]  # free, so none is worth cutting
     table.write_text(json.dumps(values))
-    second = command.run(options(world, tmp_path / "two", latency_table=str(table), target="1.2x"))
+    second = cut(world, tmp_path / "two", latency_table=table, target=1.2)
     assert all(layer["heads"] == 2 for layer in second["layers"]) and first["layers"] != second["layers"]
 
 
 def test_a_target_out_of_reach_is_refused(world, tmp_path):
     table = tmp_path / "table.json"
-    command.run(options(world, tmp_path / "one", latency_table=str(table)))
+    cut(world, tmp_path / "one", latency_table=table)
     values = json.loads(table.read_text())
     values["base"] = {"2": sum(values["heads"]) + sum(values["feed_forward"].values())}
     table.write_text(json.dumps(values))
     with pytest.raises(UserError, match="--target 50x: without any heads and columns the encoder is at most"):
-        command.run(options(world, tmp_path / "two", latency_table=str(table), target="50x"))
+        cut(world, tmp_path / "two", latency_table=table, target=50.0)
 
 
 @pytest.mark.parametrize("target", ["1x", "0.5x", "fast", "", "-2x", "nan", "1e9x", "2xx"])
@@ -188,7 +210,7 @@ def test_other_families_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="model_type = modernbert: its heads .* give a model of one of the families bert"
     ):
-        prune(str(tmp_path / "model"), tmp_path / "out", Pruning(2), corpus=[str(SAMPLE)])
+        cut(tmp_path, tmp_path / "out", model=tmp_path / "model", corpus=[SAMPLE])
 
 
 def test_a_pruned_folder_is_exported_to_every_format(world, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
+from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import FAMILIES, get_family, head_size
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.layer_shapes import (
@@ -19,6 +20,7 @@ from ds_distill.models.layer_shapes import (
 )
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.models.saving import save_model_folder
+from ds_distill.tasks.catalog import TASKS
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
@@ -67,6 +69,14 @@ def test_a_folder_with_shapes_loads_as_it_was_saved(encoder, tmp_path):
     assert {name: value.shape for name, value in other.state_dict().items()} == {
         name: value.shape for name, value in loaded.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("name", ["sst2", "squad"])
+def test_a_head_of_a_task_is_put_on_pruned_layers(encoder, tmp_path, name):
+    model = save_shaped(encoder, tmp_path)
+    tuned = load_for_task(str(tmp_path), TASKS[name], "model", tuned=False).eval()
+    hidden = get_family(model).get_encoder(model)(IDS).last_hidden_state
+    torch.testing.assert_close(get_family(model).get_encoder(tuned)(IDS).last_hidden_state, hidden)
 
 
 @pytest.fixture(scope="module")
