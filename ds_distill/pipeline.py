@@ -172,7 +172,7 @@ def prepare_and_prune(
         preflight.check_teachers([teacher], recipe, Path(tokens) if tokens else None)
     data = Path(tokens or RunFolder(output).tokens)
     if not tokens:
-        prepare_run_tokens(corpus, str(teacher.path), recipe, data)
+        prepare_run_tokens(corpus, str(teacher.path), recipe, data, bound=output)
         recipe = with_prepared_settings(recipe, data)
     start, cuts = model, list[dict]()
     for number, pruning in enumerate(prunings, 1):

@@ -163,16 +163,16 @@ def check_tokenizer_folder(path: str, option: str) -> None:
         resolve_model_folder(path, option, weights=False)
 
 
-def check_writable(output: str | Path, option: str = "--output") -> None:
+def check_writable(output: str | Path) -> None:
     """Raise UserError where an output folder cannot be made or written."""
     if is_url(output):
-        raise UserError(f"{option} {output}: a URL; give a folder of this machine, and copy what is in it")
+        raise UserError(f"--output {output}: a URL; give a folder of this machine, and copy what is in it")
     output = Path(output)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise UserError(f"{option} {output}: {existing} is a file; choose another {option}, or move the file away")
+        raise UserError(f"--output {output}: {existing} is a file; choose another --output, or move the file away")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"{option} {output}: no write permission in {existing}; choose another {option}, or make the folder "
+            f"--output {output}: no write permission in {existing}; choose another --output, or make the folder "
             "writable"
         )

@@ -70,6 +70,13 @@ def add_arguments(parser) -> None:
         "stock class of transformers",
     )
     parser.add_argument(
+        "--hidden_size",
+        type=int | None,
+        default=None,
+        help="first cut the width to this multiple of the head size, with as many heads in each layer; --target then "
+        "says how many times as fast as that model",
+    )
+    parser.add_argument(
         "--sequences", type=int, default=Pruning.sequences, help="how many sequences of the text are read for it"
     )
     parser.add_argument(
@@ -100,7 +107,7 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the model that is to be pruned")
     if not options.corpus and not options.tokens:
         raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
-    if not options.target:
+    if not options.target and not options.hidden_size:
         raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
     speeds = [read_target(target, "--target") for target in options.target]
     if speeds != sorted(set(speeds)):
@@ -110,8 +117,11 @@ def check(options) -> None:
             f"--target {' '.join(options.target)}: several cuts are worth it only with training between them; add "
             "--distill, or give one"
         )
-    if options.uniform and len(speeds) > 1:
-        raise UserError("--uniform: goes with one cut, since a stock class does not remember its whole size; give one")
+    if (options.uniform or options.hidden_size) and len(speeds) > 1:
+        raise UserError(
+            "--uniform and --hidden_size: go with one --target, since a stock class does not remember its whole size; "
+            "give one"
+        )
     if options.sequences < 1:
         raise UserError(f"--sequences {options.sequences}: must be at least 1")
     recipe = arguments.check_recipe(options)
@@ -128,8 +138,10 @@ def check_paths(options) -> None:
         TokenDataset.open(options.tokens, "train")
     else:
         check_inputs(options.corpus)
-    if options.latency_table and not Path(options.latency_table).is_file():
-        arguments.check_writable(Path(options.latency_table).parent, "--latency_table")
+    if options.latency_table and not Path(options.latency_table).parent.is_dir():
+        raise UserError(
+            f"--latency_table {options.latency_table}: its folder does not exist; make it, or correct the path"
+        )
     arguments.check_writable(options.output)
 
 
@@ -143,8 +155,8 @@ def run(options) -> dict:
     summary = api.prune(
         options.model,
         [
-            Pruning(read_target(target, "--target"), options.runtime, batch, length, options.uniform, options.sequences)
-            for target in options.target
+            Pruning(speed, options.runtime, batch, length, options.uniform, options.sequences, options.hidden_size)
+            for speed in [read_target(target, "--target") for target in options.target] or [1.0]
         ],
         output=options.output,
         recipe=recipe,

@@ -68,6 +68,12 @@ def pruned_card(
         pooler: Whether a stock class would add a pooler that was not trained.
         loader: The code of `models.loader_text` where the folder loads as no stock class.
     """
+    cuts = [f"its width was cut to {pruning.hidden_size}"] if pruning.hidden_size else []
+    if pruning.target > 1:
+        cuts.append(
+            f"attention heads and feed-forward columns were taken out until it was {pruning.target:g} times as fast "
+            f"({pruning.runtime}, {pruning.batch} x {pruning.length} tokens)"
+        )
     title, kind = "A pruned model", "masked-lm" if head else "encoder"
     layers = [{"layer": number, **layer} for number, layer in enumerate(figures["layers"])]
     losses = (
@@ -79,9 +85,8 @@ def pruned_card(
     return (
         front_matter(kind, **provenance_entries(origin), tags=_tags(origin), model_name=title)
         + f"# {title}\n\n"
-        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{_made_of(origin)}: attention heads and "
-        + f"feed-forward columns were taken out until it was {pruning.target:g} times as fast ({pruning.runtime}, "
-        + f"{pruning.batch} x {pruning.length} tokens), and the weights of the others were corrected for what is gone. "
+        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{_made_of(origin)}: {' and '.join(cuts)}, "
+        + "and the weights of the others were corrected for what is gone. "
         + f"Nothing was trained. {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
         + f"parameters are left. {losses}Distill it from the model that it was made of before you use it.\n\n"
         + table(layers, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"})

@@ -19,6 +19,7 @@ Method = Literal["saliency", "magnitude", "first"]
 METHODS: tuple[Method, ...] = ("saliency", "magnitude", "first")
 
 
+@torch.no_grad()
 def plan_removals(model: PreTrainedModel, moments: Mapping[tuple[int, str], Moments]) -> dict[tuple[int, str], Removal]:
     """Return, for each part of each layer, in what order the surgeon removes its heads or columns.
 

@@ -53,29 +53,30 @@ def plan_removal(weight: Tensor, covariance: Tensor, size: int = 1, lot: int = 1
         size: The inputs of one structure, which follow each other: 1, or the width of a head.
         lot: How many structures are removed at once.
     """
-    count = weight.shape[1] // size
-    weight, inverse = weight.clone(), torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    left = torch.ones(count, dtype=torch.bool)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    left = torch.arange(weight.shape[1] // size)  # the structures whose inputs `weight` and `inverse` have
     order, errors = list[int](), [0.0]
-    while left.any():
-        saliencies = torch.full((count,), torch.inf, dtype=torch.float64)
-        alive = left.nonzero().flatten()
-        saliencies[alive] = _saliencies(weight, inverse, size)[alive]
-        gone = saliencies.argsort(stable=True)[: min(lot, len(alive))]
-        inputs = (gone[:, None] * size + torch.arange(size)).flatten()
-        block = torch.linalg.solve(inverse[inputs][:, inputs], inverse[inputs])  # (H⁻¹_SS)⁻¹ H⁻¹_S:
-        removed = weight[:, inputs].clone()
-        error = 0.5 * (removed * torch.linalg.solve(inverse[inputs][:, inputs], removed.T).T).sum()
-        weight -= removed @ block
-        inverse -= inverse[:, inputs].clone() @ block
-        weight[:, inputs] = 0
-        order += gone.tolist()
+    while len(left):
+        gone = _saliencies(weight, inverse, size).argsort(stable=True)[:lot]
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[gone] = False
+        inputs, others = (_inputs_of(structures, size) for structures in (gone, stays.nonzero().flatten()))
+        removed, between = weight[:, inputs], inverse[inputs][:, others]
+        solved = torch.linalg.solve(inverse[inputs][:, inputs], torch.cat([removed.T, between], 1))
+        by_weight, by_others = solved.split([len(weight), len(others)], 1)
+        error = 0.5 * float((removed.T * by_weight).sum())
+        weight = weight[:, others] - removed @ by_others
+        inverse = inverse[others][:, others] - between.T @ by_others
+        order += left[gone].tolist()
+        left = left[stays]
         # Within a lot the errors of its first ones alone are not known: they rise evenly.
-        errors += [errors[-1] + float(error) * place / len(gone) for place in range(1, len(gone) + 1)]
-        left[gone] = False
-        # What is gone would be divided by 0.
-        inverse[inputs, inputs] = 1.0
+        errors += [errors[-1] + error * place / len(gone) for place in range(1, len(gone) + 1)]
     return Removal(order, errors)
+
+
+def _inputs_of(structures: Tensor, size: int) -> Tensor:
+    """Return the inputs of structures, each of which has `size` that follow each other."""
+    return (structures[:, None] * size + torch.arange(size)).flatten()
 
 
 def _saliencies(weight: Tensor, inverse: Tensor, size: int) -> Tensor:

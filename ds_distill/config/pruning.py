@@ -44,6 +44,7 @@ class Pruning:
         length: Tokens per sequence.
         uniform: Whether all layers stay alike, so that the folder loads as a stock class.
         sequences: How many sequences of the text the saliencies are of.
+        hidden_size: The width that the model is cut to first, or None. The target, if not 1, is then of that model.
     """
 
     target: float
@@ -52,6 +53,7 @@ class Pruning:
     length: int = 128
     uniform: bool = False
     sequences: int = 512
+    hidden_size: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result beside the model and the text."""

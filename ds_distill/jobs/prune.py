@@ -14,6 +14,7 @@ from ds_distill.compression.card import pruned_card
 from ds_distill.compression.choose import Option, choose_options
 from ds_distill.compression.latency_table import LatencyTable, measure_table
 from ds_distill.compression.prune_model import METHODS, Method, plan_removals, prune_model
+from ds_distill.compression.prune_width import check_width, prune_width
 from ds_distill.compression.surgeon import Removal
 from ds_distill.config.pruning import Pruning
 from ds_distill.data.dataset import TokenDataset
@@ -73,6 +74,8 @@ def prune(
     """
     folder = find_model_folder(model, "--model")
     check_prunable(get_family_by_type(folder.config.model_type))
+    if pruning.hidden_size:
+        check_width(folder.config, pruning.hidden_size)
     whole = load_encoder(folder)
     text = open_manifest(tokens)["fingerprint"] if tokens else content_fingerprint(split_inputs(list(corpus)))
     identity = {"model": weights_fingerprint(whole)[:16], "text": text[:16], **pruning.identity(), "compare": compare}
@@ -88,13 +91,21 @@ def prune(
         log_header(
             {
                 "model": f"{folder.title}, {count_parameters(whole) / 1e6:.1f} M parameters",
-                "target": f"{pruning.target:g}x in {pruning.runtime} on {pruning.batch} x {pruning.length} tokens",
+                "target": f"{pruning.target:g}x in {pruning.runtime} on {pruning.batch} x {pruning.length} tokens"
+                + (f", after a cut to a width of {pruning.hidden_size}" if pruning.hidden_size else ""),
                 "calibration": f"{min(pruning.sequences, len(store)):,} sequences",
                 "output": str(output),
             }
         )
+        with spinner("reading the text"):
+            batches = list(heldout_batches(store, make_masker(store, recipe), BATCH, pruning.sequences))
+            moments = collect_moments(whole, batches)
+        given = whole
+        if pruning.hidden_size:
+            whole = prune_width(copy.deepcopy(given), pruning.hidden_size, batches, moments)
+            with spinner("reading the text again"):
+                moments = collect_moments(whole, batches)
         table = _open_table(latency_table, output / TABLE, whole.config, pruning)
-        moments = collect_moments(whole, heldout_batches(store, make_masker(store, recipe), BATCH, pruning.sequences))
         removals = plan_removals(whole, moments)
         shapes = choose_shapes(whole.config, table, removals, pruning)
         figures = _figures(whole, table, shapes)
@@ -104,10 +115,10 @@ def prune(
             cuts[method] = copy.deepcopy(whole)
             prune_model(cuts[method], shapes, method, moments, removals)
         pruned = cuts["saliency"]
-        figures |= {"parameters": count_parameters(pruned), "parameters_before": count_parameters(whole)}
-        figures |= _flops(whole.config, pruned.config, pruning.length)
-        if get_family(whole).has_head(whole):
-            figures |= _nats({"before": whole, **cuts}, store, place, recipe)
+        figures |= {"parameters": count_parameters(pruned), "parameters_before": count_parameters(given)}
+        figures |= _flops(given.config, pruned.config, pruning.length)
+        if get_family(given).has_head(given):
+            figures |= _nats({"before": given, **cuts}, store, place, recipe)
         export = Path(RunFolder(output).export)
         with explain_disk_full(output), spinner("writing the model"):
             _write(pruned, folder, folder.tokenizer, export, figures, pruning)
@@ -151,6 +162,8 @@ def choose_shapes(
         UserError: No shapes are as fast.
     """
     now, full = layer_shapes(config), full_shape(config)
+    if pruning.target == 1:  # the width alone is cut
+        return now
     unpruned = table.of_shapes([full] * len(now))
     limit = unpruned / pruning.target
     if pruning.uniform:

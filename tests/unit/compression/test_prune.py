@@ -1,23 +1,27 @@
 """Test that pruning reaches its target with the folder that it promises, and that what costs nothing is taken first."""
 
 import copy
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig
 
 import ds_distill
 from ds_distill.cli import main
 from ds_distill.compression.calibration import collect_moments
+from ds_distill.compression.latency_table import LatencyTable
 from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
-from ds_distill.config.pruning import read_shape, read_target
+from ds_distill.compression.prune_width import check_width, prune_width, rate_coordinates
+from ds_distill.compression.surgeon import Removal
+from ds_distill.config.pruning import Pruning, read_shape, read_target
 from ds_distill.data.batch import Batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.parity import SAMPLE
+from ds_distill.jobs.prune import choose_shapes
 from ds_distill.models.families import get_family, head_size
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.layer_shapes import LayerShape, is_pruned, layer_shapes
@@ -43,35 +47,38 @@ def world(tmp_path_factory):
     return world
 
 
-def cut(world, output, target=2.0, family="bert", model=None, uniform=False, **options):
-    pruning = ds_distill.Pruning(target, "flops", 1, LENGTH, uniform, sequences=64)
-    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.1))
-    given = {"output": output, "recipe": recipe, "corpus": [world / "text.txt"]} | options
-    return ds_distill.prune(model or world / family, [pruning], **given)
+def cut(world, output, target=2.0, model=None, uniform=False, hidden_size=None, **options):
+    pruning = Pruning(target, "flops", 1, LENGTH, uniform, 64, hidden_size)
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.1, workers=1))
+    given = {"output": output, "recipe": recipe} | options
+    return ds_distill.prune(model or world / "bert", [pruning], **given)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_a_cut_reaches_its_target(world, tmp_path, family):
-    summary = cut(world, tmp_path / "out", family=family, compare=True)
-    model = ds_distill.load(summary["export"])
-    assert type(model) is type(load_masked_lm(str(world / family))) and is_pruned(model.config)
-    before, after = (
-        forward_flops_per_token(each.config, LENGTH, 0.0) for each in (load_masked_lm(str(world / family)), model)
-    )
-    assert 2 <= before / after < 2.3 and summary["speedup"] == pytest.approx(before / after)
-    assert summary["parameters"] == model.num_parameters() < summary["parameters_before"]
-    assert [LayerShape(**layer) for layer in summary["layers"]] == layer_shapes(model.config)
-    assert all(summary[f"loss_{name}"] > 0 for name in ("before", *METHODS))
-    again = cut(world, tmp_path / "out", family=family, compare=True)
-    assert again == summary, "finished before"
+@pytest.fixture(scope="module")
+def first(world):
+    """The summary of a cut; further ones take its text and its table."""
+    return cut(world, world / "first", compare=True, corpus=[world / "text.txt"], latency_table=world / "table.json")
+
+
+def test_a_cut_reaches_its_target(world, first):
+    model, whole = ds_distill.load(first["export"]), load_masked_lm(str(world / "bert"))
+    assert type(model) is type(whole) and is_pruned(model.config)
+    before, after = (forward_flops_per_token(each.config, LENGTH, 0.0) for each in (whole, model))
+    assert 2 <= before / after < 3 and first["speedup"] == pytest.approx(before / after)
+    assert first["parameters"] == model.num_parameters() < first["parameters_before"]
+    assert [LayerShape(**layer) for layer in first["layers"]] == layer_shapes(model.config)
+    assert all(first[f"loss_{name}"] > 0 for name in ("before", *METHODS))
+    given = {"compare": True, "tokens": first["tokens"], "latency_table": world / "table.json"}
+    assert cut(world, world / "first", **given) == first, "finished before"
     with pytest.raises(UserError, match="target was 2.0"):
-        cut(world, tmp_path / "out", 3.0, family)
+        cut(world, world / "first", 3.0, **given)
 
 
-def test_the_command_prints_what_a_cut_costs(world, tmp_path, capsys):
-    words = ["--model", world / "bert", "--corpus", world / "text.txt", "--output", tmp_path / "out"]
+def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
+    words = ["--model", world / "bert", "--tokens", first["tokens"], "--output", tmp_path / "out"]
+    words += ["--latency_table", world / "table.json"]
     words += ["--target", "2x", "--runtime", "flops", "--shape", f"1x{LENGTH}", "--compare"]
-    words += ["--sequences", "64", "--data.sequence_length", LENGTH, "--data.heldout_fraction", "0.1"]
+    words += ["--sequences", "64"]
     assert main(["prune", *map(str, words)]) == 0
     printed = capsys.readouterr()
     shown = printed.out + printed.err
@@ -84,7 +91,7 @@ def test_the_command_prints_what_a_cut_costs(world, tmp_path, capsys):
     [
         (["--target", "2x", "3x"], "--target 2x 3x: several cuts are worth it only with training between them"),
         (["--target", "3x", "2x", "--distill"], "--target 3x 2x: each cut must be faster than the one before it"),
-        (["--target", "2x", "3x", "--distill", "--uniform"], "--uniform: goes with one cut"),
+        (["--target", "2x", "3x", "--distill", "--uniform"], "--uniform and --hidden_size: go with one --target"),
         (["--target", "2x", "--student.num_layers", "2"], "student.num_layers = 2: the student is the pruned model"),
         (["--target", "1x"], "--target 1x: give how many times as fast"),
         (["--target", "2x", "--shape", "128"], "--shape 128: give sequences x tokens"),
@@ -98,14 +105,52 @@ def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, mess
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_uniform_cut_loads_as_a_stock_class(world, tmp_path):
-    summary = cut(world, tmp_path / "out", 1.5, uniform=True)
+def test_a_uniform_cut_loads_as_a_stock_class(world, first, tmp_path):
+    given = {"tokens": first["tokens"], "latency_table": world / "table.json"}
+    summary = cut(world, tmp_path / "out", 1.5, uniform=True, **given)
     model = AutoModelForMaskedLM.from_pretrained(summary["export"])
     assert not is_pruned(model.config) and model.config.num_attention_heads == 2
     assert model.config.intermediate_size < 64 and "fill-mask" in (Path(summary["export"]) / "README.md").read_text()
     assert torch.equal(model.eval()(IDS).logits, ds_distill.load(summary["export"])(IDS).logits)
-    with pytest.raises(UserError, match="--target 9x: with all heads and equal feed-forwards the encoder is at most"):
-        cut(world, tmp_path / "fast", 9.0, uniform=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])
+def test_a_narrower_model_has_the_coordinates_that_are_used_most(world, tmp_path, family):
+    if family == "electra":
+        save_encoder(family, world / family)
+    model = AutoModelForMaskedLM.from_pretrained(world / family).eval()
+    ids = torch.randint(5, 60, (8, LENGTH), generator=torch.Generator().manual_seed(0))
+    batches = [Batch(ids, ids, None)]
+    rates = rate_coordinates(model, batches)
+    states = get_family(model).get_encoder(model)(ids, output_hidden_states=True).hidden_states
+    states = torch.stack([state.detach().double().abs().mean((0, 1)) for state in states])
+    torch.testing.assert_close(rates, (states / states.mean(1, keepdim=True)).sum(0))
+    kept = rates.topk(16).indices.sort().values
+    narrow = prune_width(copy.deepcopy(model), 16, batches, collect_moments(model, batches))
+    assert get_family(narrow).dims(narrow.config)[1:4] == (1, 16, 64) and not is_pruned(narrow.config)
+    inner = get_family(model).ffn[0]
+    before, after = (get_family(each).get_layers(each)[0].get_submodule(inner).weight for each in (model, narrow))
+    assert torch.equal(after, before[:, kept])
+    tokenizer = find_model_folder(str(world / family)).tokenizer
+    save_model_folder(narrow, tokenizer, tmp_path / "narrow")
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "narrow").eval()
+    assert torch.equal(loaded(IDS).logits, narrow(IDS).logits)
+
+
+def test_a_width_comes_before_a_target(world, first, tmp_path):
+    summary = cut(world, tmp_path / "out", 1.5, hidden_size=16, tokens=first["tokens"])
+    model = ds_distill.load(summary["export"])
+    assert model.config.hidden_size == 16 and summary["speedup"] >= 1.5
+    assert summary["mflops_per_token"] < summary["mflops_per_token_before"] / 3
+
+
+def test_widths_that_cannot_be_are_refused(world, first):
+    config = load_masked_lm(str(world / "bert")).config
+    for width, message in ((32, "below its width 32"), (8, "multiple of the model's head size 16")):
+        with pytest.raises(UserError, match=f"--hidden_size {width}: give a .*{message}"):
+            check_width(config, width)
+    with pytest.raises(UserError, match="--hidden_size 16: the model's layers were pruned before"):
+        check_width(ds_distill.load(first["export"]).config, 16)
 
 
 def test_the_documentation_loads_the_folder_without_this_package(world, tmp_path):
@@ -127,10 +172,9 @@ def test_the_documentation_loads_the_folder_without_this_package(world, tmp_path
         assert torch.equal(scope["model"](IDS).logits, model(IDS).logits)
 
 
-def test_the_example_in_the_card_runs(world, tmp_path, monkeypatch, capsys):
-    summary = cut(world, tmp_path / "out", target=3.0)
-    (code,) = re.findall("```python\n(.*?)```", (Path(summary["export"]) / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(summary["export"])
+def test_the_example_in_the_card_runs(first, monkeypatch, capsys):
+    (code,) = re.findall("```python\n(.*?)```", (Path(first["export"]) / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(first["export"])
     exec(code, {})
     assert "torch.Size([1, " in capsys.readouterr().out
 
@@ -162,33 +206,53 @@ def test_columns_and_heads_that_repeat_others_go_first_and_cost_nothing(world):
     assert losses["saliency"] < 0.01 < min(losses["first"], losses["magnitude"])
 
 
-def test_a_model_can_be_cut_again(world, tmp_path):
-    first = cut(world, tmp_path / "first", target=1.5)
-    second = cut(world, tmp_path / "second", target=3.0, model=first["export"])
+def test_a_model_can_be_cut_again(world, first, tmp_path):
+    given = {"tokens": first["tokens"], "latency_table": world / "table.json"}
+    second = cut(world, tmp_path / "second", 3.0, model=first["export"], **given)
     shapes = [[LayerShape(**layer) for layer in summary["layers"]] for summary in (first, second)]
     assert all(now <= before for pair in zip(*shapes, strict=True) for before, now in zip(*pair, strict=True))
     assert second["speedup"] >= 3, "relative to whole layers"
     assert layer_shapes(ds_distill.load(second["export"]).config) == shapes[1]
 
 
-def test_a_table_that_was_measured_before_is_used(world, tmp_path):
-    table = tmp_path / "table.json"
-    first = cut(world, tmp_path / "one", latency_table=table)
-    values = json.loads(table.read_text())
-    values["heads"] = [0.0, 0.0, 0.0]  # free, so none is worth cutting
-    table.write_text(json.dumps(values))
-    second = cut(world, tmp_path / "two", latency_table=table, target=1.2)
-    assert all(layer["heads"] == 2 for layer in second["layers"]) and first["layers"] != second["layers"]
+CONFIG = BertConfig(num_hidden_layers=2, num_attention_heads=2, intermediate_size=4)
+TABLE = LatencyTable({}, "flops", 1, LENGTH, {2: 2.0}, [0.0, 1.0, 2.0], {0: 0.0, 2: 1.0, 4: 3.0})
+REMOVALS = {
+    (0, "heads"): Removal([0, 1], [0.0, 5.0, 50.0]),
+    (0, "feed_forward"): Removal([0, 1, 2, 3], [0.0, 0.1, 0.2, 3.0, 30.0]),
+    (1, "heads"): Removal([1, 0], [0.0, 0.5, 1.0]),
+    (1, "feed_forward"): Removal([3, 2, 1, 0], [0.0, 1.0, 2.0, 3.0, 40.0]),
+}
 
 
-def test_a_target_out_of_reach_is_refused(world, tmp_path):
-    table = tmp_path / "table.json"
-    cut(world, tmp_path / "one", latency_table=table)
-    values = json.loads(table.read_text())
-    values["base"] = {"2": sum(values["heads"]) + sum(values["feed_forward"].values())}
-    table.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="--target 50x: without any heads and columns the encoder is at most"):
-        cut(world, tmp_path / "two", latency_table=table, target=50.0)
+@pytest.mark.parametrize(
+    ("target", "shapes"),
+    [(1, [(2, 4), (2, 4)]), (1.2, [(2, 2), (2, 4)]), (1.5, [(2, 2), (0, 4)]), (2, [(2, 2), (0, 2)]), (6, [(0, 0)] * 2)],
+)
+def test_the_least_salient_parts_go_for_the_time_that_they_take(target, shapes):
+    found = choose_shapes(CONFIG, TABLE, REMOVALS, Pruning(target))
+    assert found == [LayerShape(*shape) for shape in shapes] and 12 / TABLE.of_shapes(found) >= target
+
+
+def test_what_costs_no_time_stays():
+    table = replace(TABLE, heads=[0.0, 0.0, 0.0])
+    assert all(shape.heads == 2 for shape in choose_shapes(CONFIG, table, REMOVALS, Pruning(2)))
+
+
+def test_uniform_shapes_have_all_heads():
+    assert choose_shapes(CONFIG, TABLE, REMOVALS, Pruning(1.3, uniform=True)) == [LayerShape(2, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("pruning", "message"),
+    [
+        (Pruning(6.1), "--target 6.1x: without any heads and columns the encoder is at most 6.00 times as fast"),
+        (Pruning(2, uniform=True), "--target 2x: with all heads and equal feed-forwards the encoder is at most 1.50"),
+    ],
+)
+def test_a_target_out_of_reach_is_refused(pruning, message):
+    with pytest.raises(UserError, match=message):
+        choose_shapes(CONFIG, TABLE, REMOVALS, pruning)
 
 
 @pytest.mark.parametrize("target", ["1x", "0.5x", "fast", "", "-2x", "nan", "1e9x", "2xx"])
