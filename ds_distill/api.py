@@ -297,10 +297,10 @@ def prune(
     Raises:
         UserError: A mistake in the settings, the text or the model, or a speed that cannot be reached.
     """
-    from ds_distill import pipeline
+    from ds_distill.prune_pipeline import prepare_and_prune
 
     with _one_job("prune"):
-        return pipeline.prepare_and_prune(
+        return prepare_and_prune(
             _checked(recipe or Recipe()),
             str(model),
             Path(output),

@@ -181,7 +181,7 @@ def _print_cut(summary: dict, options) -> None:
             "model": name,
             "size": f"{summary[f'parameters{key}'] / 1e6:.1f}",
             "flops": f"{summary[f'mflops_per_token{key}']:.2f}",
-            "time": f"{summary[f'time{key}']:.3g}",
+            "time": f"{summary[f'time{key}']:.3g}" if f"time{key}" in summary else "not measured",
         }
         for name, key in (("before", "_before"), ("after", ""))
     ]
