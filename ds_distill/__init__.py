@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, load, pretrain, prune
+    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, pretrain, prune
     from ds_distill.config.pruning import Pruning
+    from ds_distill.loaded import load
     from ds_distill.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -23,6 +24,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "load":
+        from ds_distill.loaded import load
+
+        return load
     if name in __all__:
         from ds_distill import api
 

@@ -1,4 +1,4 @@
-"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export, prune, load`.
+"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export, prune`.
 
 The functions do what the commands of the same names do, in a notebook, in a script, or in a script whose ranks a
 launcher starts. They return typed summaries, and raise `ds_distill.utils.errors.UserError` for a mistake that the
@@ -284,8 +284,8 @@ def prune(
         cuts: How to prune; several cuts, of rising speed, with `distill`.
         output: Folder for everything that is made.
         recipe: Settings of the data and of the distillation; the defaults when not given.
-        corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
-        tokens: Folder that `ds-distill prepare` has made.
+        corpus: As in `distill`.
+        tokens: As in `distill`.
         latency_table: File of times that were measured before, or to write them to.
         compare: Whether to measure what other methods of choosing would have cost.
         distill: Whether to distill the model after each cut, from the whole one.
@@ -312,28 +312,6 @@ def prune(
             distilled=distill,
             choose=choose_losses,
         )
-
-
-def load(model: PathLike, *, head: str | None = None) -> Any:
-    """Load a Hugging Face folder as transformers' stock class, in fp32, in eval mode, also one of pruned layers.
-
-    Args:
-        model: Folder, or name of a model in the Hugging Face cache.
-        head: "masked-lm", "classification", "token-classification", "question-answering" or "encoder"; the one that
-            the folder's config names when not given.
-
-    Raises:
-        UserError: The folder has no such model, or config and weights do not fit each other.
-    """
-    from ds_distill.exporters.model import HEADS, load_source
-    from ds_distill.models.families import get_family
-    from ds_distill.utils.errors import UserError, did_you_mean
-
-    if head is not None and head not in HEADS:
-        raise UserError(f"head = {head!r}: no such head{did_you_mean(head, HEADS)}; give one of {', '.join(HEADS)}")
-    loaded = load_source(str(model), head).model
-    loaded.set_attn_implementation(get_family(loaded).attention)
-    return loaded
 
 
 def _checked(recipe: Recipe) -> Recipe:
