@@ -287,7 +287,7 @@ def prune(
         corpus: As in `distill`.
         tokens: As in `distill`.
         latency_table: File of times that were measured before, or to write them to.
-        compare: Whether to measure what other methods of choosing would have cost.
+        compare: Whether to measure what other methods would have cost.
         distill: Whether to distill the model after each cut, from the whole one.
         choose_losses: As in `distill`.
 

@@ -34,6 +34,8 @@ def choose_options(parts: Sequence[Sequence[Option]], milliseconds: float) -> li
         parts: The options of each part.
         milliseconds: What the parts may take together.
     """
+    if milliseconds < 0:
+        return None
     steps = [[_round_up(option.milliseconds, milliseconds) for option in options] for options in parts]
     least = np.zeros(GRID + 1)  # least[t]: the least error of the parts so far within t steps
     choices = []
@@ -59,6 +61,6 @@ def choose_options(parts: Sequence[Sequence[Option]], milliseconds: float) -> li
 
 def _round_up(milliseconds: float, limit: float) -> int:
     """Return how many steps of the limit a time takes; beyond GRID where it exceeds the limit."""
-    if limit <= 0:
-        return 0 if milliseconds <= 0 else GRID + 1
+    if not limit:
+        return GRID + 1 if milliseconds else 0
     return min(GRID + 1, int(np.ceil(milliseconds / limit * GRID - 1e-9)))

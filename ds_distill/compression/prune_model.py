@@ -35,7 +35,8 @@ def plan_removals(model: PreTrainedModel, moments: Mapping[tuple[int, str], Mome
         for (number, part), moment in moments.items():
             linear, norm = _get_output(model, number, part)
             weight = norm.weight.double()[:, None] * moment.gain.sqrt() * linear.weight.double()
-            size, lot = (head_size(model), 1) if part == "heads" else (1, LOT)
+            # few columns go one by one: a lot may hold two that make up for each other
+            size, lot = (head_size(model), 1) if part == "heads" else (1, max(1, min(LOT, linear.in_features // 64)))
             plans[number, part] = plan_removal(weight, damped(moment.covariance), size, lot)
             bar.update()
     return plans

@@ -13,7 +13,7 @@ from ds_distill.compression.calibration import collect_moments
 from ds_distill.compression.card import pruned_card
 from ds_distill.compression.choose import Option, choose_options
 from ds_distill.compression.latency_table import LatencyTable, measure_table
-from ds_distill.compression.prune_model import METHODS, Method, plan_removals, prune_model
+from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
 from ds_distill.compression.prune_width import prune_width
 from ds_distill.compression.surgeon import Removal
 from ds_distill.config.pruning import Pruning
@@ -24,6 +24,7 @@ from ds_distill.data.run_data import is_prepared, make_masker, open_heldout, pre
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.flops import forward_flops_per_token
+from ds_distill.exporters.parity import progress_over
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -95,14 +96,12 @@ def prune(
                 "output": str(output),
             }
         )
-        with spinner("reading the text"):
-            batches = list(heldout_batches(store, make_masker(store, recipe), BATCH, pruning.sequences))
-            moments = collect_moments(whole, batches)
+        batches = list(heldout_batches(store, make_masker(store, recipe), BATCH, pruning.sequences))
+        moments = collect_moments(whole, progress_over(batches, "calibration"))
         given = whole
         if pruning.hidden_size:
             whole = prune_width(copy.deepcopy(given), pruning.hidden_size, batches, moments)
-            with spinner("reading the text again"):
-                moments = collect_moments(whole, batches)
+            moments = collect_moments(whole, progress_over(batches, "calibration, narrower"))
         table = _open_table(latency_table, output / TABLE, whole.config, pruning)
         removals = plan_removals(whole, moments)
         shapes = choose_shapes(whole.config, table, removals, pruning)
@@ -110,7 +109,7 @@ def prune(
         if pruning.hidden_size:
             del figures["time_before"]  # it is that of the narrower model, which is only on the way
         methods = METHODS if compare else METHODS[:1]
-        cuts: dict[Method, PreTrainedModel] = {}
+        cuts: dict[str, PreTrainedModel] = {}
         for method in methods:
             cuts[method] = copy.deepcopy(whole)
             prune_model(cuts[method], shapes, method, moments, removals)

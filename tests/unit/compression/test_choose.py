@@ -39,4 +39,4 @@ def test_the_time_is_never_exceeded(times, limit):
 def test_nothing_fits_no_time():
     assert choose_options([[Option(0, 0.0, 1.0)]], 0.0) == [0]
     assert choose_options([[Option(3, 0.1, 1.0)]], 0.0) is None
-    assert choose_options([[Option(0, 0.0, 1.0)]], -1.0) == [0]
+    assert choose_options([[Option(0, 0.0, 1.0)]], -1.0) is None
