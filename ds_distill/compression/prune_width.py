@@ -91,7 +91,7 @@ def prune_width(
     narrow = new_model(config, head=family.has_head(model)).float()
     source = dict(model.named_parameters(remove_duplicate=False))
     for name, target in narrow.named_parameters(remove_duplicate=False):
-        values = source[name]
+        values: Tensor = source[name]
         for axis, (size, whole) in enumerate(zip(target.shape, values.shape, strict=True)):
             if size != whole:  # only the width differs: heads are gone already
                 values = values.index_select(axis, kept)

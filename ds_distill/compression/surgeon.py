@@ -120,5 +120,5 @@ def correct_linear(linear: nn.Linear, covariance: Tensor, mean: Tensor, kept: Se
     before = linear.weight.double()
     after = torch.zeros_like(before)
     after[:, list(kept)] = corrected(before, covariance, kept)
-    linear.bias += ((before - after) @ mean).to(linear.bias.dtype)
+    linear.bias.add_(((before - after) @ mean).to(linear.bias.dtype))
     linear.weight.copy_(after)

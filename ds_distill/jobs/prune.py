@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -212,7 +213,7 @@ def _flops(before: PretrainedConfig, after: PretrainedConfig, length: int) -> di
     }
 
 
-def _nats(models: dict[str, PreTrainedModel], store: TokenDataset, tokens: Path, recipe: Recipe) -> dict[str, float]:
+def _nats(models: dict[str, PreTrainedModel], store: TokenDataset, tokens: Path, recipe: Recipe) -> dict[str, Any]:
     """Return the held-out masked-LM loss of models at the positions that show [MASK], right after the cut."""
     heldout, masker, figures = open_heldout(tokens), make_masker(store, recipe), {}
     for name, model in models.items():

@@ -143,7 +143,8 @@ def cut_layer(family: Family, layer: Any, head: int, heads: Sequence[int], colum
 @torch.no_grad()
 def _take(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
     """Return a linear layer of some rows or columns of another's weight [out, in]."""
-    weight, bias = linear.weight, linear.bias
+    weight: Tensor = linear.weight
+    bias: Tensor | None = linear.bias
     if rows is not None:
         weight = weight[rows.to(weight.device)]
         bias = None if bias is None else bias[rows.to(weight.device)]
