@@ -1,4 +1,4 @@
-"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export`.
+"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export, prune`.
 
 The functions do what the commands of the same names do, in a notebook, in a script, or in a script whose ranks a
 launcher starts. They return typed summaries, and raise `ds_distill.utils.errors.UserError` for a mistake that the
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ds_distill.config.pruning import Pruning
 from ds_distill.distributed import launch_environment
 from ds_distill.recipe import Recipe
 
@@ -260,6 +261,56 @@ def export(
             text=[str(file) for file in text],
             data=None if data is None else str(data),
             encoder=encoder,
+        )
+
+
+def prune(
+    model: PathLike,
+    cuts: Sequence[Pruning],
+    *,
+    output: PathLike,
+    recipe: Recipe | None = None,
+    corpus: Sequence[PathLike] = (),
+    tokens: PathLike | None = None,
+    latency_table: PathLike | None = None,
+    compare: bool = False,
+    distill: bool = False,
+    choose_losses: bool = False,
+) -> dict[str, Any]:
+    """Take heads, feed-forward columns and sublayers out of a model. Collective under a launcher.
+
+    Args:
+        model: Folder, or name on the Hugging Face Hub, of a masked-LM model or an encoder.
+        cuts: How to prune; several cuts, of rising speed, with `distill`.
+        output: Folder for everything that is made.
+        recipe: Settings of the data and of the distillation; the defaults when not given.
+        corpus: As in `distill`.
+        tokens: As in `distill`.
+        latency_table: File of times that were measured before, or to write them to.
+        compare: Whether to measure what other methods would have cost.
+        distill: Whether to distill the model after each cut, from the whole one.
+        choose_losses: As in `distill`.
+
+    Returns:
+        What summary.json has: of a cut, or of the last distillation with the cuts under "cuts".
+
+    Raises:
+        UserError: A mistake in the settings, the text or the model, or a speed that cannot be reached.
+    """
+    from ds_distill.prune_pipeline import prepare_and_prune
+
+    with _one_job("prune"):
+        return prepare_and_prune(
+            _checked(recipe or Recipe()),
+            str(model),
+            Path(output),
+            list(cuts),
+            corpus=[str(text) for text in corpus],
+            tokens=None if tokens is None else str(tokens),
+            latency_table=None if latency_table is None else str(latency_table),
+            compare=compare,
+            distilled=distill,
+            choose=choose_losses,
         )
 
 

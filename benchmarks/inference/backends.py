@@ -83,11 +83,14 @@ def load_torch(
     from transformers import AutoConfig
 
     from ds_distill.exporters.model import HEADS, without_pooler
+    from ds_distill.models.loading import pretrained_class
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # for heads that the folder lacks
-    options = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
-    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **options).eval().to(device)
+    config = AutoConfig.from_pretrained(row.folder)
+    options = without_pooler(row.head, config.model_type)  # as in the exported files
+    maker = pretrained_class(HEADS[row.head][1], config)
+    model = maker.from_pretrained(row.folder, dtype=getattr(torch, dtype), **options).eval().to(device)
     if int8:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 

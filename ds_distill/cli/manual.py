@@ -126,11 +126,12 @@ def families_table() -> str:
             family.mask != "tokens",
             family.layers_stand_alone,
             family.recomputes,
+            family.outputs is not None,
         )
         names = ", ".join(f"`{name}`" for name in students)
         rows.append([family.title, f"`{family.name}`", names, *("yes" if able else "no" for able in can)])
     columns = ["encoder", "`model_type`", "student", "relations", "attention scores", "documents apart"]
-    return _table([*columns, "forced layers", "recomputed"], rows)
+    return _table([*columns, "forced layers", "recomputed", "pruned"], rows)
 
 
 def configuration() -> str:

@@ -1,9 +1,10 @@
-"""The model card of a model whose vocabulary was trimmed."""
+"""The model cards of models whose vocabulary was trimmed or whose layers were pruned."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ds_distill.config.pruning import Pruning
 from ds_distill.reporting.card_sections import (
     MADE_WITH,
     NO_HEAD,
@@ -15,6 +16,7 @@ from ds_distill.reporting.card_sections import (
     usage_section,
 )
 from ds_distill.reporting.provenance import Provenance
+from ds_distill.reporting.tables import table
 
 
 def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, pooler: bool = False) -> str:
@@ -44,4 +46,52 @@ def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, poo
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler)
         + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")
+    )
+
+
+def pruned_card(
+    figures: dict[str, Any],
+    pruning: Pruning,
+    origin: Provenance,
+    *,
+    head: bool,
+    pooler: bool = False,
+    loader: str | None = None,
+) -> str:
+    """Return the README.md of a model whose layers were pruned.
+
+    Args:
+        figures: The summary of `prune`.
+        pruning: How it was pruned.
+        origin: What it was made of.
+        head: Whether it has a masked-LM head.
+        pooler: Whether a stock class would add a pooler that was not trained.
+        loader: The code of `models.loader_text` where the folder loads as no stock class.
+    """
+    cuts = [f"its width was cut to {pruning.hidden_size}"] if pruning.hidden_size else []
+    if pruning.target > 1:
+        cuts.append(
+            f"attention heads and feed-forward columns were taken out until it was {pruning.target:g} times as fast "
+            f"({pruning.runtime}, {pruning.batch} x {pruning.length} tokens)"
+        )
+    title, kind = "A pruned model", "masked-lm" if head else "encoder"
+    layers = [{"layer": number, **layer} for number, layer in enumerate(figures["layers"])]
+    losses = (
+        f"Its masked-LM loss at [MASK] on held-out text is {figures['loss_saliency']:.4f} nats, before the cut "
+        f"{figures['loss_before']:.4f}. "
+        if figures.get("loss_saliency") is not None and figures.get("loss_before") is not None
+        else ""
+    )
+    return (
+        front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
+        + f"# {title}\n\n"
+        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}: {' and '.join(cuts)}, "
+        + "and the weights of the others were corrected for what is gone. "
+        + f"Nothing was trained. {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
+        + f"parameters are left. {losses}Distill it from the model that it was made of before you use it.\n\n"
+        + table(layers, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"})
+        + "\n\n"
+        + ("" if head else NO_HEAD)
+        + usage_section(kind, pooler, loader)
+        + limitations_section(origin, "Nothing but the loss above was measured: no task, and no other text.")
     )

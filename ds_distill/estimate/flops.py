@@ -6,9 +6,11 @@ from collections import Counter
 
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.models.layer_shapes import layer_shapes
+from ds_distill.models.loading import new_model
 
 
 def flops_per_token(
@@ -45,8 +47,10 @@ def forward_flops_per_token(
     dims = get_family_by_type(config.model_type).dims(config)
     share = 1.0 if layers is None else layers / dims.depth
     family = get_family_by_type(config.model_type)
-    seen = sum(2 * _seen(length, window) + family.position_rows(config) for window in family.windows(config)[:layers])
-    scores_and_values = dims.width * seen  # of keys, values and positions
+    scores_and_values = sum(  # of keys, values and positions
+        shape.heads * dims.width / dims.heads * (2 * _seen(length, window) + family.position_rows(config))
+        for window, shape in list(zip(family.windows(config), layer_shapes(config), strict=True))[:layers]
+    )
     return 2.0 * (share * _products(encoder) + scores_and_values + projected * _products(head))
 
 
@@ -59,7 +63,7 @@ def _seen(length: int, window: int | None) -> float:
 def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
     """Return how many linear layers of each shape (in, out) a masked-LM model has in its encoder and in its head."""
     with torch.device("meta"):  # nothing is allocated
-        model = AutoModelForMaskedLM.from_config(config)
+        model = new_model(config, head=True)
     encoder: Counter[tuple[int, int]] = Counter()
     head: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTr
 
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files
 from ds_distill.models.families import get_family
-from ds_distill.models.loading import new_model, no_pooler
+from ds_distill.models.loading import new_model, no_pooler, pretrained_class
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.utils.console import log
@@ -63,7 +63,7 @@ def export(
         copy_sentence_transformers_files(kept, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     auto, options = (AutoModelForMaskedLM, {}) if head else (AutoModel, no_pooler(like.config.model_type))
-    reloaded = auto.from_pretrained(partial, use_safetensors=True, **options).eval()
+    reloaded = pretrained_class(auto, like.config).from_pretrained(partial, use_safetensors=True, **options).eval()
     length = min(32, get_family(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from transformers import (
 
 from ds_distill.models.families import get_family_by_type, get_input_names
 from ds_distill.models.folder import find_model_folder, join_names
+from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.models.loading import load_model, no_pooler
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
@@ -66,11 +67,13 @@ class ExportModel:
         return get_family_by_type(self.model.config.model_type).positions(self.model.config)
 
     @property
-    def widths(self) -> tuple[int, int, int]:
-        """The hidden size, the feed-forward size and the width of the embeddings."""
+    def widths(self) -> tuple[int, ...]:
+        """The hidden size, then what else products read: the widths of heads, feed-forwards and embeddings."""
         family, config = get_family_by_type(self.model.config.model_type), self.model.config
         dims = family.dims(config)
-        return dims.width, dims.feed_forward, family.embedding_width(config)
+        head = dims.width // dims.heads
+        inner = (size for shape in layer_shapes(config) for size in (head * shape.heads, shape.feed_forward))
+        return dims.width, *dict.fromkeys(size for size in inner if size), family.embedding_width(config)
 
     @cached_property
     def inputs(self) -> list[str]:

@@ -31,6 +31,7 @@ from ds_distill.finetune.trainer import (
     score_answers,
 )
 from ds_distill.finetune.weight_average import WeightAverage
+from ds_distill.models.loader_text import loader_code
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
@@ -161,7 +162,9 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     head = "question-answering" if plan.task.spans else "token-classification" if plan.task.tokens else "classification"
     trained = {"seed": seed, "precision": precision, **point.as_dict(), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
-    card = task_card(head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant())
+    card = task_card(
+        head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant(), loader_code(final)
+    )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

@@ -13,7 +13,7 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs.micro_batch import check_micro_batch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.loading import load_masked_lm, new_model
 from ds_distill.models.student import count_parameters
 from ds_distill.preflight.models import check_fits_prepared_tokens
 from ds_distill.recipe import Recipe
@@ -57,7 +57,7 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
         if random_weights:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
-                network = type(network)(network.config)
+                network = new_model(network.config, head=True).eval()
         count = -(-sequences // (size * world))
         with progress(count, "untrained" if random_weights else name, "batch") as bar:
             batches = (

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from transformers import PretrainedConfig
+
 from ds_distill.losses.matching import LOSSES
+from ds_distill.models.families import get_family_by_type
 from ds_distill.models.families.family import Dims, Family
+from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.recipe import Match
 from ds_distill.utils.errors import UserError, did_you_mean
 
@@ -58,6 +62,33 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
                 f"{key}.of = query_key: the {who} is a {family.name}, whose attention scores have terms of relative "
                 f"positions besides query · key; give {key}.loss = relation with of = query, key or value"
             )
+
+
+def dims_of_layers(config: PretrainedConfig, layers: Sequence[int], who: str, key: str) -> Dims:
+    """Return the sizes of a model as those of its attention in some layers, of which pruning may have left a part.
+
+    The width is one that divides those of all layers, and the heads are those of a layer that has lost some.
+
+    Args:
+        config: The model's config.
+        layers: The layers whose heads are compared.
+        who: "student" or "teacher", for errors.
+        key: The entry, for errors.
+
+    Raises:
+        UserError: A layer has no heads left.
+    """
+    dims, shapes = get_family_by_type(config.model_type).dims(config), layer_shapes(config)
+    layers = [layer % dims.depth for layer in layers]  # the last may be counted from the end
+    for layer in layers:
+        if not shapes[layer].heads:
+            raise UserError(
+                f"{key}.layers: the {who}'s layer {layer} has no attention heads left, so nothing of it can be "
+                "compared; give pairs of other layers"
+            )
+    heads = [shapes[layer].heads for layer in layers]
+    width = math.gcd(*(dims.width // dims.heads * count for count in heads))
+    return dims._replace(width=width, heads=min(heads))
 
 
 def resolve_heads(match: Match, student: Dims, teachers: Sequence[Dims], key: str) -> int:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from ds_distill.losses.head_terms import AttentionLoss, RelationLoss
 from ds_distill.losses.layer_pairs import resolve_pairs
-from ds_distill.losses.match_checks import HEAD_LOSSES, check_match, resolve_heads
+from ds_distill.losses.match_checks import HEAD_LOSSES, check_match, dims_of_layers, resolve_heads
 from ds_distill.losses.matching import LOSSES
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.intermediates import Site
@@ -107,9 +107,7 @@ def make_matches(
     """
     configs = (student, teacher or student, *further_teachers)
     families = [get_family_by_type(config.model_type) for config in configs]
-    student_dims, teacher_dims, *further_dims = (
-        family.dims(config) for family, config in zip(families, configs, strict=True)
-    )
+    student_dims, teacher_dims, *_ = (family.dims(config) for family, config in zip(families, configs, strict=True))
     matches: dict[str, MatchedLoss | RelationLoss | AttentionLoss] = {}
     for index, (name, match) in enumerate(losses.matched_terms().items(), -1 if losses.cosine else 0):
         key = f"losses.match[{index}]"
@@ -119,10 +117,12 @@ def make_matches(
         else:
             pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
         if match.loss in HEAD_LOSSES:
-            averaged = further_dims if match.loss == "relation" else ()
-            heads = resolve_heads(match, student_dims, [teacher_dims, *averaged], key)
+            averaged = further_teachers if match.loss == "relation" else ()
             # a layer's projections are its own, also where its output is the encoder's
             layers = [(low % student_dims.depth, high % teacher_dims.depth) for low, high in pairs]
+            lower, higher = ([pair[side] for pair in pairs] for side in (0, 1))
+            of_teachers = [dims_of_layers(each, higher, "teacher", key) for each in (configs[1], *averaged)]
+            heads = resolve_heads(match, dims_of_layers(student, lower, "student", key), of_teachers, key)
             kind = RelationLoss if match.loss == "relation" else AttentionLoss
             matches[name] = kind(match, layers, heads)
         else:

@@ -239,6 +239,8 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    from ds_distill.models.layer_shapes import check_layer_shapes
+
     model_type = read_config(folder, given)["model_type"]
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -246,6 +248,7 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
         family.standardize(config)
         if not all(isinstance(number, int) for number in (family.positions(config), *family.dims(config)[:4])):
             raise ValueError("its sizes are not whole numbers")
+        check_layer_shapes(config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
+from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def load_model(
         family = get_family_by_type(config.model_type)
         renames = family.head_renames(read_config(folder.path, given), names)
         mapping = (renaming(names, empty, given) or {}) | renames
-        model, info = auto.from_pretrained(
+        model, info = pretrained_class(auto, config).from_pretrained(
             folder.path,
             config=config,
             dtype=torch.float32,
@@ -132,7 +133,7 @@ def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) 
         raise UserError(f"{given}: config.json says {config.num_hidden_layers} layers; restore the right config.json")
     try:
         with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=False)
+            model = make_model(auto, config)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
         raise UserError(
             f"{given}: config.json does not describe a model that can be built "
@@ -165,8 +166,31 @@ def new_model(config: PretrainedConfig, *, head: bool) -> PreTrainedModel:
     """
     attention = get_family_by_type(config.model_type).attention
     if head:
-        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
-    return AutoModel.from_config(config, attn_implementation=attention, **no_pooler(config.model_type))
+        return make_model(AutoModelForMaskedLM, config, attn_implementation=attention)
+    return make_model(AutoModel, config, attn_implementation=attention, **no_pooler(config.model_type))
+
+
+def pretrained_class(auto: Any, config: PretrainedConfig) -> Any:
+    """Return what loads a folder of this config with from_pretrained: `auto`, or a class for pruned layers."""
+    import torch
+
+    if not is_pruned(config):
+        return auto
+    with torch.device("meta"):
+        return shaped_class(type(auto.from_config(config, trust_remote_code=False)))
+
+
+def make_model(auto: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """Return a model with random weights, whose layers have the shapes that the config states.
+
+    Args:
+        auto: The AutoModel class of the model's head.
+        config: The model's config.
+        **options: Further arguments of from_config.
+    """
+    model = auto.from_config(config, trust_remote_code=False, **options)
+    reshape_layers(model)
+    return model
 
 
 def load_masked_lm(

@@ -29,6 +29,7 @@ from ds_distill.models.families.students import (
     get_student_class,
 )
 from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.layer_shapes import is_pruned, layer_shapes, set_layer_shapes
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.utils.errors import UserError
 
@@ -282,11 +283,34 @@ def plan_student(
         entries = getattr(config if student_class else teacher, key)
         layers = range(depth) if layer_map is None else layer_map
         setattr(config, key, [entries[layer % len(entries)] for layer in layers])
+    _set_shapes(config, teacher, layer_map, narrower != dims._replace(depth=depth))
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     if student.sinusoidal:
         setattr(config, student.sinusoidal, freeze_positions and not takes_positions)
     return layer_map, config
+
+
+def _set_shapes(
+    config: PretrainedConfig, teacher: PretrainedConfig, layer_map: list[int] | None, narrower: bool
+) -> None:
+    """Give a student of a pruned teacher, in place, the shapes of the layers that it starts from.
+
+    With a random start its layers are whole.
+
+    Raises:
+        UserError: The student is narrower than such a teacher.
+    """
+    set_layer_shapes(config, [])
+    if not is_pruned(teacher) or layer_map is None:
+        return
+    if narrower:
+        raise UserError(
+            "student.hidden_size and student.intermediate_size: the teacher's layers were pruned to widths of their "
+            "own, which the student's layers start with; leave both out, or give student.init_layers = random"
+        )
+    shapes = layer_shapes(teacher)
+    set_layer_shapes(config, [shapes[layer] for layer in layer_map])
 
 
 def _check_positions_exist(student: Family, config: PretrainedConfig) -> None:

@@ -25,7 +25,11 @@ from ds_distill.utils.files import json_text
 
 
 def multitask_card(
-    tasks: Mapping[str, tuple[Task, Measured]], figures: Mapping[str, Any], settings: dict, origin: Provenance
+    tasks: Mapping[str, tuple[Task, Measured]],
+    figures: Mapping[str, Any],
+    settings: dict,
+    origin: Provenance,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of a masked-LM model that was tuned on several tasks.
 
@@ -34,6 +38,7 @@ def multitask_card(
         figures: The held-out masked-LM figures after (heldout_…) and before (teacher_heldout_…).
         settings: How it was trained.
         origin: What it was made of.
+        loader: As in `model_card`.
     """
     names, title = ", ".join(tasks), f"A masked language model tuned on {len(tasks)} tasks"
     scores = [
@@ -59,7 +64,7 @@ def multitask_card(
         + f"# {title}\n\nA masked language model {MADE_WITH}{made_of(origin)}. Its encoder was tuned at once on "
         + f"{names}, each with a head of its own; its masked-LM head and its word embeddings are those that it had "
         + "before. It is a teacher for distillation without tasks.\n\n"
-        + usage_section("masked-lm")
+        + usage_section("masked-lm", loader=loader)
         + "## Measured\n\nMasked LM on held-out text, at the positions that show [MASK]; losses are in nats:\n\n"
         + table(drift, {"model": "model", "loss": "loss", "accuracy": "accuracy"})
         + "\n\nOn the dev sets, with the heads of the tasks, which are not in this folder:\n\n"

@@ -14,6 +14,7 @@ from ds_distill.finetune.trainer import score_model
 from ds_distill.jobs.evaluate import evaluate_folders
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
+from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
@@ -59,6 +60,7 @@ def score_task(run: Run, name: str) -> Measured:
         run.trained() | {"length": sets.length},
         format_not_read(not_read(data, sets, reader)),
         run.origin,
+        loader=loader_code(tuned),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return metrics
@@ -103,6 +105,7 @@ def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: i
         figures,
         run.trained(),
         run.origin,
+        loader_code(load_masked_lm(folders[1], hollow=True)),
     )
     (export / "README.md").write_text(card, encoding="utf-8")
     return {

@@ -61,6 +61,12 @@ tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretraine
 output = model(**tokenizer("A text to embed.", return_tensors="pt"))
 print(output.last_hidden_state.shape)  # one text, its tokens, the hidden size
 """
+# A folder of pruned layers; the example begins with the code of models.loader_text.
+LOADS = (
+    "Its layers have shapes of their own, with which no stock class is built. `ds_distill.load` loads it and so does "
+    "every command of ds-distill; so do these lines, without ds-distill:\n\n"
+)
+LOADED = 'print(model(**tokenizer({given}, return_tensors="pt"))[0].shape)\n'
 INPUTS = {
     "masked-lm": 'f"The capital of France is {pipe.tokenizer.mask_token}."',
     "classification": '"A text to classify."',
@@ -131,8 +137,17 @@ def made_of(origin: Provenance) -> str:
     return f", {'distilled from' if origin.distilled else 'made from'} `{origin.base}`{revision}{others}"
 
 
-def usage_section(kind: str, pooler: bool = False) -> str:
-    """Return the section with an example to run in the folder; `kind` is a key of PIPELINES, or "pair"."""
+def usage_section(kind: str, pooler: bool = False, loader: str | None = None) -> str:
+    """Return the section with an example to run in the folder.
+
+    Args:
+        kind: A key of PIPELINES, or "pair".
+        pooler: Whether transformers adds a pooler to a bare encoder unless it is told not to.
+        loader: The code of `models.loader_text` where the folder loads as no stock class.
+    """
+    if loader:
+        code = loader.replace("{name}", THIS_FOLDER) + LOADED.format(given=_loaded_call(kind))
+        return f"## Use\n\n{LOADS}```python\n{code}```\n\n"
     if kind == "encoder":
         code = STATES.format(name=THIS_FOLDER, options=", add_pooling_layer=False" if pooler else "")
     elif kind == "question-answering":
@@ -141,6 +156,12 @@ def usage_section(kind: str, pooler: bool = False) -> str:
         pipeline = PIPELINES.get(kind, PIPELINES["classification"])
         code = PIPELINE.format(name=THIS_FOLDER, pipeline=pipeline, given=INPUTS[kind])
     return f"## Use\n\n```python\n{code}```\n\n"
+
+
+def _loaded_call(kind: str) -> str:
+    """Return the arguments of a tokenizer for an example."""
+    calls = {"pair": '"The first text.", "The second text."', "masked-lm": 'f"A {tokenizer.mask_token} text."'}
+    return calls.get(kind, '"A text to read."')
 
 
 def training_section(origin: Provenance, remarks: Sequence[str] = ()) -> str:

@@ -49,6 +49,7 @@ def model_card(
     *,
     head: str = "masked-lm",
     pooler: bool = False,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint.
 
@@ -60,6 +61,7 @@ def model_card(
         origin: What it was made of.
         head: "masked-lm", or "encoder" for a bare encoder.
         pooler: Whether transformers adds a pooler to such an encoder unless it is told not to.
+        loader: The code of `models.loader_text` for a model that is of no stock class.
     """
     origin = origin or Provenance()
     figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
@@ -83,7 +85,7 @@ def model_card(
         )
         + f"# {title}\n\n{kind} {MADE_WITH}{made_of(origin)}.\n\n"
         + (NO_HEAD if head == "encoder" else "")
-        + usage_section(head, pooler)
+        + usage_section(head, pooler, loader)
         + "## Measured\n\n"
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
@@ -106,6 +108,7 @@ def task_card(
     remark: str = "",
     origin: Provenance | None = None,
     constant: dict[str, float] | None = None,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
@@ -117,6 +120,7 @@ def task_card(
         remark: A remark on the scores.
         origin: What it was made of.
         constant: The scores of the constant answer, see `tasks.dev_outputs`.
+        loader: As in `model_card`.
     """
     origin, constant = origin or Provenance(), constant or {}
     rows = [
@@ -139,7 +143,8 @@ def task_card(
         + f"# A model for {task.name}\n\nAn encoder fine-tuned on the task {task.name} with ds-distill"
         + f"{made_of(origin)}.\n\n"
         + usage_section(
-            "pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head
+            "pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head,
+            loader=loader,
         )
         + (f"Its labels: {labels}.\n\n" if labels else "")
         + f"## Measured\n\n{table(rows, columns)}\n\n{remark}"

@@ -41,12 +41,20 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
             the first comes from the first rank, the second from the second, and so on.
         device: The device to run on.
     """
+    return figures_of(sum_over_ranks(_measure_heads(run, batches, device), len(KINDS), device))
 
+
+def evaluate_alone(run, batches: Iterable[Batch], device: torch.device) -> dict[str, float | int | None]:
+    """Return the figures of `evaluate` that this rank measures by itself, on all of the batches."""
+    return figures_of(torch.stack(_measure_heads(run, batches, device)).cpu().sum(0))
+
+
+def _measure_heads(run, batches: Iterable[Batch], device: torch.device) -> list[Tensor]:
     def measure(batch: Batch) -> Tensor:
         _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
         return sum_moments(batch, results)
 
-    return figures_of(sum_over_ranks(measure_all(run, measure, batches, device), len(KINDS), device))
+    return measure_all(run, measure, batches, device)
 
 
 def measure_all(run, measure: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device) -> list:

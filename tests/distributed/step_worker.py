@@ -2,7 +2,8 @@
 
 Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
 {"deepspeed": name in ds_configs/deepspeed, "family": "bert", "dtype": "float32", "optimizer": "auto",
-"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": []}
+"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": [],
+"pruned": [[heads, columns] of each layer]}
 
 "clean" has the numbers of the sequences that are not masked.
 """
@@ -31,10 +32,12 @@ from transformers import (
 )
 
 from benchmarks.reference.recipe import reference_losses, reference_step
+from ds_distill.compression.prune_model import prune_model
 from ds_distill.deepspeed_fixes import batch_gradient_copies
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses import VocabularyProjection
 from ds_distill.losses.objective import Objective
+from ds_distill.models.layer_shapes import LayerShape
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
@@ -121,6 +124,8 @@ def run_case(what: dict, rank: int, world: int) -> None:
     before, clean = teacher.fingerprint(), what.get("clean", [])
     looked_at = [row for row in range(GLOBAL) if row not in clean]
     student = build_student(bert, init_layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
+    if shapes := what.get("pruned"):
+        prune_model(student, [LayerShape(*shape) for shape in shapes], "first")
     reference = copy.deepcopy(student)
     losses = reference_losses(reference, bert, *next(batches(clean)), masked_rows=looked_at)
     sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)).backward()

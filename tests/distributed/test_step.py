@@ -69,6 +69,12 @@ def test_every_stage_equals_reference_with_a_modernbert():
         assert_equals_reference(row)
 
 
+def test_every_stage_equals_reference_with_pruned_layers():
+    pruned = {"pruned": [[3, 40], [0, 0]]}
+    for row in run_cases(2, [{"deepspeed": f"zero{stage}", **pruned} for stage in range(4)]):
+        assert_equals_reference(row)
+
+
 def assert_equals_reference(row: dict) -> None:
     assert row["loss"] <= 1e-5, row
     assert row["gradient"] <= 1e-4, row

@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ds_distill.compression.prune_model import prune_model
+from ds_distill.models.folder import find_model_folder
+from ds_distill.models.layer_shapes import LayerShape, layer_shapes
+from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.saving import save_model_folder
 from tests.end_to_end.test_faults import assert_same_weights
 from tests.start import Process, start_ranks, wait_for
 
@@ -184,6 +189,23 @@ def test_killed_with_terms_between_what_lies_inside(world, tmp_path, record_prop
     written = f"[{', '.join(TERMS[term] for term in terms)}]"
     options = [*options, "--losses.match", written, "--data.attend_across_documents", "false"]
     kill_and_compare(world, tmp_path, record_property, 2, options, steps=12, attempts=1)
+
+
+@pytest.mark.promise("A student of pruned layers that is killed and started again ends bit-equal")
+@pytest.mark.parametrize(
+    "stage, precision",
+    [(3, "fp32"), *(pytest.param(*case, marks=pytest.mark.long) for case in ((0, "bf16"), (1, "bf16"), (2, "fp32")))],
+)
+def test_killed_with_pruned_layers(world, tmp_path, record_property, stage, precision):
+    teacher = find_model_folder(str(world / "teacher"))
+    model = load_masked_lm(teacher)
+    full = layer_shapes(model.config)
+    prune_model(model, [LayerShape(1, shape.feed_forward // 3) for shape in full[:-1]] + [LayerShape(0, 0)], "first")
+    save_model_folder(model, teacher.tokenizer, tmp_path / "pruned")
+    options = ["--student.from", tmp_path / "pruned", "--losses.match", "[{loss: mse, of: hidden, layers: uniform}]"]
+    kill_and_compare(world, tmp_path, record_property, 2, [*shape(stage, precision), *options], steps=12, attempts=1)
+    export = load_masked_lm(str(tmp_path / "killed"))
+    assert layer_shapes(export.config) == layer_shapes(model.config)
 
 
 def born(folder: Path) -> int:

@@ -93,6 +93,7 @@ DEBERTA_V2 = Family(
     mlm_transform=lambda model, hidden: model.cls.predictions.transform(hidden),
     as_bert=AsBert(RENAMES, fold=_scale_queries, lost="the terms of relative positions in its attention"),
     names=ConfigNames(head_dropouts=("pooler_dropout", "cls_dropout")),
+    outputs=None,  # all layers' heads share the projections of relative positions
     projections=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
     attention="eager",
     mask="tokens",

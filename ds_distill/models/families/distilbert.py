@@ -39,6 +39,8 @@ DISTILBERT = Family(
     ),
     as_bert=AsBert(RENAMES),
     ffn=("ffn.lin1", "ffn.activation"),
+    outputs=("attention.out_lin", "ffn.lin2"),
+    output_norms=("sa_layer_norm", "output_layer_norm"),
     projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     eps=1e-12,
     sinusoidal="sinusoidal_pos_embds",

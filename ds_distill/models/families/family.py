@@ -86,6 +86,9 @@ class Family:
         student: The family of its students if no other is asked for, or None for its own.
         ffn: Within a layer, the feed-forward's inner linear and the activation after it; None where the activation is
             not of all that the linear returns, as in gated layers.
+        outputs: Within a layer, the linears that read the attention's heads, side by side, and the feed-forward's
+            activation; None where heads and columns cannot be taken out of a layer one by one.
+        output_norms: Within a layer, the norms that read what these linears add to the hidden states.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
             by side; None where there are none.
         split_projections: Where one module, which `projections` then names three times, computes all three: (encoder,
@@ -129,6 +132,8 @@ class Family:
     as_bert: AsBert = AsBert()
     student: str | None = None
     ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
+    outputs: tuple[str, str] | None = ("attention.output.dense", "output.dense")
+    output_norms: tuple[str, str] = ("attention.output.LayerNorm", "output.LayerNorm")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
     split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     fused: Mapping[str, int] = field(default_factory=dict)

@@ -64,6 +64,7 @@ MODERNBERT = Family(
     ),
     as_bert=AsBert(EMBEDDINGS, layers=False),
     ffn=None,
+    outputs=None,
     projections=("attn.Wqkv",) * 3,
     split_projections=_split_projections,
     fused={"attn.Wqkv": 3, "mlp.Wi": 2},

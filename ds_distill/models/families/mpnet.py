@@ -37,6 +37,7 @@ MPNET = Family(
     decoder="lm_head.decoder",
     mlm_transform=robertas_transform,
     as_bert=AsBert(RENAMES, lost="the bias of its attention by relative position"),
+    outputs=None,  # all layers' heads share one bias
     projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     first_position=lambda config: 2,
     attention="eager",

@@ -31,6 +31,7 @@ NEEDED = {
     "multitask": {"--tasks": "[rte]", "--model": M, "--data": DD, "--corpus": TEXT},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
     "demo": {"--corpus": TEXT}, "make-qnli": {}, "trim": {"--model": M, "--corpus": TEXT},
+    "prune": {"--model": M, "--corpus": TEXT, "--target": "2x"},
     "augment": {"--task": "squad", "--model": M, "--data": D, "--corpus": TEXT, "--cloze": "5"},
 }
 INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  \
@@ -44,7 +45,7 @@ and "path" not in str(getattr(action, "_typehint", "")):
         if "not read by this command" in (action.help or ""):
             continue
         option = action.option_strings[0] if action.option_strings else ""
-        if option == "--student.from" and command in ("prepare", "pretrain", "evaluate"):
+        if option == "--student.from" and command in ("prepare", "pretrain", "prune", "evaluate"):
             continue  # they make no student
         given = {"--output": OUT} | NEEDED[command]
         if command in ("prepare", "export", "run", "distill", "pretrain", "evaluate", "estimate") and option in INSTEAD:

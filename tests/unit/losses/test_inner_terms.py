@@ -20,6 +20,7 @@ from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import get_family
 from ds_distill.models.families.family import Dims
 from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
+from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match
@@ -282,3 +283,19 @@ def test_a_family_without_projections_of_its_own_is_refused():
 def test_the_default_number_of_relation_heads(student, teacher, heads):
     sizes = [Dims(depth=6, heads=4, width=width, feed_forward=4, activation="gelu") for width in (student, teacher)]
     assert resolve_heads(Match("relation"), sizes[0], sizes[1:], "m") == heads
+
+
+def test_pruned_layers_are_compared_by_the_heads_that_they_have():
+    teacher, student = tiny_bert(4), tiny_student(4)
+    pruned = [LayerShape(3, 40), LayerShape(2, 40)]
+    set_layer_shapes(student.config, pruned)
+    match = Match(loss="relation", of=["query"], layers=[[0, 1], [1, 3]])
+    (term,) = make_matches(Losses(cosine=0.0, match=[match]), student.config, teacher.config, None).values()
+    head = WIDTH // 4
+    assert all((shape.heads * head) % term.heads == 0 for shape in pruned)
+    with pytest.raises(UserError, match="student has 2 attention heads and the teacher 4"):
+        wanted = Match(loss="attention", layers=[[1, 3]])
+        make_matches(Losses(cosine=0.0, match=[wanted]), student.config, teacher.config, None)
+    set_layer_shapes(student.config, [LayerShape(3, 40), LayerShape(0, 40)])
+    with pytest.raises(UserError, match="the student's layer 1 has no attention heads left"):
+        make_matches(Losses(cosine=0.0, match=[match]), student.config, teacher.config, None)

@@ -1,0 +1,214 @@
+"""`prune`: makes a model faster by taking out attention heads, feed-forward columns and sublayers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.config.pruning import RUNTIMES, Pruning, Runtime, Shape, Target, read_target
+from ds_distill.config.recipe_file import setting_name
+from ds_distill.config.values import UserPath
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.sources import check_inputs
+from ds_distill.models.folder import find_model_folder
+from ds_distill.recipe import Losses, Student
+from ds_distill.reporting.closing import format_closing, sibling, training_result
+from ds_distill.reporting.tables import aligned, table
+from ds_distill.utils.console import is_first
+from ds_distill.utils.errors import UserError
+
+PURPOSE = "prune a model's heads, feed-forward columns and sublayers until it is as fast as asked in a runtime"
+EXAMPLES = r"""
+ds-distill prune --model models/teacher --target 1.75x \
+    --runtime onnxruntime --shape 1x128 --corpus text.txt \
+    --output runs/pruned
+ds-distill prune --model models/teacher --target 2x --runtime flops \
+    --compare --tokens runs/tokens --output runs/compared
+ds-distill prune --model bert-base-uncased --target 1.3x 1.6x 2x --distill \
+    --training.max_tokens 500k --corpus text.txt --output runs/half
+"""
+COMMON_OPTIONS = ("model", "corpus", "target", "runtime", "shape", "uniform", "compare", "output")
+LOSSES = {
+    "before": "before",
+    "saliency": "after: saliency, the rest corrected",
+    "magnitude": "after: magnitude",
+    "first": "after: the first rows stay",
+}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--model",
+        type=UserPath | None,
+        default=None,
+        help="folder, or name on the Hub, of a masked-LM model or an encoder, such as a teacher",
+    )
+    arguments.add_corpus(parser, "text, as for distill: some of it shows what the model needs, some is held out")
+    arguments.add_tokens(parser)
+    parser.add_argument(
+        "--target",
+        type=Target,
+        nargs="+",
+        default=[],
+        help="how many times as fast as the model the encoder is to be, such as 1.75x; where layers of the model were "
+        "pruned before, as fast as with whole layers; or with --distill the speeds of several cuts, in rising order",
+    )
+    parser.add_argument(
+        "--runtime",
+        type=Runtime,
+        default=Pruning.runtime,
+        help=f"where it is to be as fast: {', '.join(RUNTIMES[:-1])}, of which times are measured on this machine; or "
+        "flops, which counts operations",
+    )
+    parser.add_argument(
+        "--shape", type=Shape, default="1x128", help="sequences x tokens of the calls that are to be as fast"
+    )
+    parser.add_argument(
+        "--uniform",
+        action="store_true",
+        help="keep all layers alike, all of their heads and one width of feed-forwards, so that the folder loads as a "
+        "stock class of transformers",
+    )
+    parser.add_argument(
+        "--hidden_size",
+        type=int | None,
+        default=None,
+        help="first cut the width to this multiple of the head size, with as many heads in each layer; --target then "
+        "says how many times as fast as that model",
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=Pruning.sequences, help="how many sequences of the text are read for it"
+    )
+    parser.add_argument(
+        "--latency_table",
+        type=UserPath | None,
+        default=None,
+        help="file of times that were measured before; where there is none, they are measured and written there",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="also measure the loss of the same shapes cut by magnitude, and with the first rows kept",
+    )
+
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="distill the model after each cut from the whole one, as distill does with the settings below",
+    )
+    arguments.add_unread_heldout(parser)
+    arguments.add_unread_teacher(parser)
+    arguments.add_recipe(parser)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    if not options.model:
+        raise UserError("--model is missing; give the folder of the model that is to be pruned")
+    if not options.corpus and not options.tokens:
+        raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
+    if not options.target and not options.hidden_size:
+        raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
+    speeds = [read_target(target, "--target") for target in options.target]
+    if speeds != sorted(set(speeds)):
+        raise UserError(f"--target {' '.join(options.target)}: each cut must be faster than the one before it")
+    if len(speeds) > 1 and not options.distill:
+        raise UserError(
+            f"--target {' '.join(options.target)}: several cuts are worth it only with training between them; add "
+            "--distill, or give one"
+        )
+    if (options.uniform or options.hidden_size) and len(speeds) > 1:
+        raise UserError(
+            "--uniform and --hidden_size: go with one --target, since a stock class does not remember its whole size; "
+            "give one"
+        )
+    if options.sequences < 1:
+        raise UserError(f"--sequences {options.sequences}: must be at least 1")
+    recipe = arguments.check_recipe(options)
+    for key, value in vars(recipe.student).items():
+        if value != getattr(Student(), key) and key != "freeze_positions":
+            raise UserError(
+                f"student.{setting_name(key)} = {value}: the student is the pruned model; leave it out, or use distill"
+            )
+
+
+def check_paths(options) -> None:
+    find_model_folder(options.model, "--model").check_files()
+    if options.tokens:
+        TokenDataset.open(options.tokens, "train")
+    else:
+        check_inputs(options.corpus)
+    if options.latency_table and not Path(options.latency_table).parent.is_dir():
+        raise UserError(
+            f"--latency_table {options.latency_table}: its folder does not exist; make it, or correct the path"
+        )
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill import api
+    from ds_distill.compression.runtimes import check_runtime
+
+    check_runtime(options.runtime)
+    batch, length = map(int, options.shape.split("x"))
+    recipe = arguments.build_recipe(options)
+    summary = api.prune(
+        options.model,
+        [
+            Pruning(speed, options.runtime, batch, length, options.uniform, options.sequences, options.hidden_size)
+            for speed in [read_target(target, "--target") for target in options.target] or [1.0]
+        ],
+        output=options.output,
+        recipe=recipe,
+        corpus=options.corpus,
+        tokens=options.tokens,
+        latency_table=options.latency_table,
+        compare=options.compare,
+        distill=options.distill,
+        choose_losses=options.config is None and recipe.losses == Losses() and not recipe.stages,
+    )
+    if is_first():
+        for cut in summary.get("cuts", [summary]):
+            _print_cut(cut, options)
+    return summary
+
+
+def _print_cut(summary: dict, options) -> None:
+    """Print the tables of one cut."""
+    unit = "billions of operations" if options.runtime == "flops" else "ms"
+    rows = [
+        {
+            "model": name,
+            "size": f"{summary[f'parameters{key}'] / 1e6:.1f}",
+            "flops": f"{summary[f'mflops_per_token{key}']:.2f}",
+            "time": f"{summary[f'time{key}']:.3g}" if f"time{key}" in summary else "not measured",
+        }
+        for name, key in (("before", "_before"), ("after", ""))
+    ]
+    heading = f"encoder, {options.shape} tokens, by the table ({unit})"
+    columns = {"model": "model", "size": "parameters (M)", "flops": "encoder (MFLOPs per token)", "time": heading}
+    print(table(rows, columns) + "\n")
+    left = [{"layer": number, **layer} for number, layer in enumerate(summary["layers"])]
+    print(table(left, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"}))
+    losses = [
+        {"model": name, "loss": f"{summary[f'loss_{key}']:.4f} ± {summary[f'loss_se_{key}'] or 0:.4f}"}
+        for key, name in LOSSES.items()
+        if summary.get(f"loss_{key}") is not None
+    ]
+    if losses:
+        print("\n" + table(losses, {"model": "model", "loss": "held-out masked-LM loss at [MASK] (nats)"}))
+
+
+def closing(options, summary: dict) -> str:
+    if options.distill:
+        tune = ["finetune", "--task", "sst2", "--model", options.output, "--output", sibling(options.output, "sst2")]
+        convert = ["export", "--model", options.output, "--format", "onnx-int8"]
+        return format_closing(
+            *training_result(summary, options.output),
+            commands=[("fine-tune it on SST-2 of the Hub", tune), ("convert it for deployment", convert)],
+        )
+    distill = ["distill", "--teacher", options.model, "--student.from", summary["export"], "--tokens"]
+    student = [*distill, summary["tokens"], "--output", sibling(options.output, "distilled")]
+    return format_closing(
+        aligned([("model", summary["export"])]), commands=[("distill it, from the model that it was cut of", student)]
+    )

@@ -1,0 +1,109 @@
+"""The work of `prune`, from texts to a summary: one cut, or several with a distillation after each."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ds_distill.compression.prune_width import check_width
+from ds_distill.config.pruning import Pruning
+from ds_distill.data.run_data import prepare_run_tokens, with_prepared_settings
+from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
+from ds_distill.jobs.prune import TABLE as LATENCY_TABLE
+from ds_distill.jobs.prune import prune
+from ds_distill.models.families import get_family_by_type
+from ds_distill.models.folder import find_model_folder
+from ds_distill.models.layer_shapes import check_prunable
+from ds_distill.pipeline import prepare_and_distill
+from ds_distill.preflight import checks as preflight
+from ds_distill.recipe import Recipe
+from ds_distill.run_folder import RunFolder
+
+
+def prepare_and_prune(
+    recipe: Recipe,
+    model: str,
+    output: Path,
+    prunings: list[Pruning],
+    *,
+    corpus: list[str],
+    tokens: str | None,
+    latency_table: str | None = None,
+    compare: bool = False,
+    distilled: bool = False,
+    choose: bool = False,
+) -> dict:
+    """Collective: prune a model, and where asked distill it from the whole one after each cut.
+
+    Each cut and each distillation is a run of its own, so a job that was interrupted resumes in the one that it was in,
+    and the engine sees no shape change.
+
+    Args:
+        recipe: The recipe.
+        model: The folder or name of the model, which is then the teacher too.
+        output: The folder of all runs. Where the model is distilled, cut N is in its cut-N/pruned, and the student
+            made of it in cut-N/distilled; the last student is in its export.
+        prunings: How to prune, one cut after the other.
+        corpus: The texts.
+        tokens: The folder that `prepare` has made of texts, or None.
+        latency_table: As in `prune`.
+        compare: As in `prune`.
+        distilled: Whether to distill after each cut.
+        choose: As in `prepare_and_distill`.
+    """
+    recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
+    preflight.check_texts([] if tokens else corpus, [], recipe)
+    preflight.fetch_model(model, "--model")
+    teacher = find_model_folder(model, "--model")
+    check_prunable(get_family_by_type(teacher.config.model_type))
+    if distilled:
+        preflight.check_machine(recipe)
+        # what is cut of the model has its depth, its width and its family
+        whole = replace(recipe, student=replace(recipe.student, from_=model))
+        preflight.check_teachers([teacher], whole, Path(tokens) if tokens else None)
+    for pruning in prunings:
+        if pruning.hidden_size:
+            check_width(teacher.config, pruning.hidden_size)
+    data = Path(tokens or RunFolder(output).tokens)
+    if not tokens:
+        prepare_run_tokens(corpus, str(teacher.path), recipe, data, bound=output)
+        recipe = with_prepared_settings(recipe, data)
+    start, cuts = model, list[dict]()
+    for number, pruning in enumerate(prunings, 1):
+        place = output / f"cut-{number}" / "pruned" if distilled else output
+        table = latency_table or str(output / LATENCY_TABLE)
+        cut: list[dict] = []
+        run_on_rank0(
+            partial(_prune, cut, start, place, pruning, recipe, tokens=str(data), latency_table=table, compare=compare)
+        )
+        cuts.append(broadcast_object(cut[0] if cut else None))
+        if distilled:
+            student = replace(recipe.student, from_=cuts[-1]["export"])
+            start = str(place.with_name("distilled"))
+            summary = prepare_and_distill(
+                replace(recipe, student=student),
+                [model],
+                Path(start),
+                corpus=[],
+                tokens=str(data),
+                heldout=[],
+                choose=choose,
+            )
+    if not distilled:
+        return cuts[0]
+    run_on_rank0(lambda: _copy_model(Path(summary["export"]), RunFolder(output).export))
+    return summary | {"export": str(RunFolder(output).export), "output": str(output), "cuts": cuts}
+
+
+def _prune(into: list[dict], model: str, output: Path, pruning: Pruning, recipe: Recipe, **options: Any) -> None:
+    into.append(prune(model, output, pruning, recipe=recipe, **options))
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    """Copy a folder, so that the copy is complete or absent."""
+    partial_copy = target.with_name(f".{target.name}.partial")
+    for folder in (partial_copy, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, partial_copy)
+    partial_copy.rename(target)

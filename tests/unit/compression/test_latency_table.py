@@ -1,0 +1,90 @@
+"""Test that a table of latencies adds up to what whole models take, and that tables of other models are refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, DistilBertConfig
+
+from ds_distill.compression.latency_table import LatencyTable, feed_forward_steps, measure_table, time_calls
+from ds_distill.compression.runtimes import NEEDS, load_in_runtime
+from ds_distill.config.pruning import RUNTIMES
+from ds_distill.estimate.flops import forward_flops_per_token
+from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
+from ds_distill.models.loading import new_model
+from ds_distill.utils.errors import UserError
+
+CONFIG = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24)
+TABLE = measure_table(CONFIG, "flops", 2, 10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(feed_forward_steps(CONFIG))), min_size=3, max_size=3))
+@settings(deadline=None, max_examples=20)
+def test_a_model_of_any_shapes_takes_the_sum_of_its_parts(sizes):
+    shapes = [LayerShape(*each) for each in sizes]
+    config = BertConfig(**CONFIG.to_dict())
+    set_layer_shapes(config, shapes)
+    expected = forward_flops_per_token(config, 10, 0.0) * 20 / 1e9
+    assert np.isclose(TABLE.of_shapes(shapes), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 24, 1000, 3072, 5000])
+def test_steps_reach_from_nothing_to_everything(columns):
+    config = BertConfig(**CONFIG.to_dict() | {"intermediate_size": columns})
+    steps = feed_forward_steps(config)
+    assert steps[0] == 0 and steps[-1] == columns and steps == sorted(set(steps))
+    assert columns < 1024 or set(np.diff(steps[:-1])) == {128}
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    TABLE.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((CONFIG, "torch", 2, 10), "its runtime is flops, not torch"),
+        ((CONFIG, "flops", 1, 10), "its shape is 2x10, not 1x10"),
+        ((DistilBertConfig(dim=16, n_heads=4), "flops", 2, 10), 'its model is .*"bert".*, not .*"distilbert"'),
+        ((BertConfig(**CONFIG.to_dict() | {"num_hidden_layers": 2}), "flops", 2, 10), "sizes of the model are missing"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(tmp_path, asked, message):
+    TABLE.save(tmp_path / "table.json")
+    with pytest.raises(UserError, match=message):
+        LatencyTable.load(tmp_path / "table.json", *asked)
+
+
+@pytest.mark.parametrize(
+    "change", [{"heads": None}, {"heads": ["a"]}, {"base": {"3": -1.0}}, {"base": {"3": "nan"}}, {"other": 1}]
+)
+def test_a_damaged_table_is_refused(tmp_path, change):
+    TABLE.save(tmp_path / "table.json")
+    values = json.loads((tmp_path / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps(values | change))
+    with pytest.raises(UserError, match="not a latency table"):
+        LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10)
+
+
+def test_each_runtime_runs_a_model_of_pruned_layers():
+    config = BertConfig(**CONFIG.to_dict() | {"num_hidden_layers": 2})
+    set_layer_shapes(config, [LayerShape(3, 16), LayerShape(0, 0)])
+    model = new_model(config, head=False).eval()
+    ids = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state.numpy()
+    for runtime in ("torch", "onnxruntime", "openvino-int8"):  # the others load the same files
+        (found,) = load_in_runtime(model, runtime, 2, 10)()
+        atol = 0.2 if runtime.endswith("int8") else 1e-4
+        np.testing.assert_allclose(found, expected, atol=atol, err_msg=runtime)
+    assert set(RUNTIMES) == {*NEEDS, "flops"}
+
+
+def test_times_are_of_the_calls_of_their_names():
+    made = []
+    times = time_calls({"one": lambda: made.append("one"), "two": lambda: made.append("two")}, "")
+    assert set(times) == {"one", "two"} == set(made) and all(0 <= time < 1e3 for time in times.values())

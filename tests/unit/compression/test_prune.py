@@ -1,0 +1,297 @@
+"""Test that pruning reaches its target with the folder that it promises, and that what costs nothing is taken first."""
+
+import copy
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, BertConfig
+
+import ds_distill
+from ds_distill.cli import main
+from ds_distill.cli import prune as command
+from ds_distill.compression.calibration import collect_moments
+from ds_distill.compression.latency_table import LatencyTable
+from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
+from ds_distill.compression.prune_width import check_width, prune_width, rate_coordinates
+from ds_distill.compression.surgeon import Removal
+from ds_distill.config.pruning import Pruning, read_shape, read_target
+from ds_distill.data.batch import Batch
+from ds_distill.estimate.flops import forward_flops_per_token
+from ds_distill.exporters.formats import FORMATS, export_formats
+from ds_distill.exporters.parity import SAMPLE
+from ds_distill.jobs.prune import choose_shapes
+from ds_distill.models.families import get_family, head_size
+from ds_distill.models.folder import find_model_folder
+from ds_distill.models.layer_shapes import LayerShape, is_pruned, layer_shapes
+from ds_distill.models.loader_text import loader_code
+from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.saving import save_model_folder
+from ds_distill.recipe import Data
+from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
+
+LENGTH = 32
+IDS = torch.arange(5, 37).view(2, 16)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A BERT, a DistilBERT, and a text of a few hundred documents."""
+    world = tmp_path_factory.mktemp("pruning")
+    for family in ("bert", "distilbert"):
+        save_encoder(family, world / family)
+    lines = [line for line in SAMPLE.read_text().splitlines() if line.strip()]
+    (world / "text.txt").write_text("\n\n".join(lines * 4))
+    return world
+
+
+def cut(world, output, target=2.0, model=None, uniform=False, hidden_size=None, **options):
+    pruning = Pruning(target, "flops", 1, LENGTH, uniform, 64, hidden_size)
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.1, workers=1))
+    given = {"output": output, "recipe": recipe} | options
+    return ds_distill.prune(model or world / "bert", [pruning], **given)
+
+
+@pytest.fixture(scope="module")
+def first(world):
+    """The summary of a cut; further ones take its text and its table."""
+    return cut(world, world / "first", compare=True, corpus=[world / "text.txt"], latency_table=world / "table.json")
+
+
+def test_a_cut_reaches_its_target(world, first):
+    model, whole = ds_distill.load(first["export"]), load_masked_lm(str(world / "bert"))
+    assert type(model) is type(whole) and is_pruned(model.config)
+    before, after = (forward_flops_per_token(each.config, LENGTH, 0.0) for each in (whole, model))
+    assert 2 <= before / after < 3 and first["speedup"] == pytest.approx(before / after)
+    assert first["parameters"] == model.num_parameters() < first["parameters_before"]
+    assert [LayerShape(**layer) for layer in first["layers"]] == layer_shapes(model.config)
+    assert all(first[f"loss_{name}"] > 0 for name in ("before", *METHODS))
+    given = {"compare": True, "tokens": first["tokens"], "latency_table": world / "table.json"}
+    assert cut(world, world / "first", **given) == first, "finished before"
+    with pytest.raises(UserError, match="target was 2.0"):
+        cut(world, world / "first", 3.0, **given)
+
+
+def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
+    words = ["--model", world / "bert", "--tokens", first["tokens"], "--output", tmp_path / "out"]
+    words += ["--latency_table", world / "table.json"]
+    words += ["--target", "2x", "--runtime", "flops", "--shape", f"1x{LENGTH}", "--compare"]
+    words += ["--sequences", "64"]
+    assert main(["prune", *map(str, words)]) == 0
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    for text in ("saliency, the rest corrected", "the first rows stay", "billions of operations"):
+        assert text in shown
+    options = SimpleNamespace(distill=False, model=str(world / "bert"), output="runs/pruned")
+    assert f"--student.from {first['export']}" in " ".join(command.closing(options, first).replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "2x", "3x"], "--target 2x 3x: several cuts are worth it only with training between them"),
+        (["--target", "3x", "2x", "--distill"], "--target 3x 2x: each cut must be faster than the one before it"),
+        (["--target", "2x", "3x", "--distill", "--uniform"], "--uniform and --hidden_size: go with one --target"),
+        (["--target", "2x", "--student.num_layers", "2"], "student.num_layers = 2: the student is the pruned model"),
+        (["--target", "1x"], "--target 1x: give how many times as fast"),
+        (["--target", "2x", "--shape", "128"], "--shape 128: give sequences x tokens"),
+        ([], "--target is missing"),
+        (["--target", "2x", "--sequences", "0"], "--sequences 0: must be at least 1"),
+    ],
+)
+def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, message):
+    given = ["--model", str(world / "bert"), "--corpus", str(world / "text.txt"), "--output", str(tmp_path / "out")]
+    assert main(["prune", *given, *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_uniform_cut_loads_as_a_stock_class(world, first, tmp_path):
+    given = {"tokens": first["tokens"], "latency_table": world / "table.json"}
+    summary = cut(world, tmp_path / "out", 1.5, uniform=True, **given)
+    model = AutoModelForMaskedLM.from_pretrained(summary["export"])
+    assert not is_pruned(model.config) and model.config.num_attention_heads == 2
+    assert model.config.intermediate_size < 64 and "fill-mask" in (Path(summary["export"]) / "README.md").read_text()
+    assert torch.equal(model.eval()(IDS).logits, ds_distill.load(summary["export"])(IDS).logits)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])
+def test_a_narrower_model_has_the_coordinates_that_are_used_most(world, tmp_path, family):
+    if family == "electra":
+        save_encoder(family, world / family)
+    model = AutoModelForMaskedLM.from_pretrained(world / family).eval()
+    ids = torch.randint(5, 60, (8, LENGTH), generator=torch.Generator().manual_seed(0))
+    batches = [Batch(ids, ids, None)]
+    rates = rate_coordinates(model, batches)
+    states = get_family(model).get_encoder(model)(ids, output_hidden_states=True).hidden_states
+    states = torch.stack([state.detach().double().abs().mean((0, 1)) for state in states])
+    torch.testing.assert_close(rates, (states / states.mean(1, keepdim=True)).sum(0))
+    kept = rates.topk(16).indices.sort().values
+    narrow = prune_width(copy.deepcopy(model), 16, batches, collect_moments(model, batches))
+    assert get_family(narrow).dims(narrow.config)[1:4] == (1, 16, 64) and not is_pruned(narrow.config)
+    inner = get_family(model).ffn[0]
+    before, after = (get_family(each).get_layers(each)[0].get_submodule(inner).weight for each in (model, narrow))
+    assert torch.equal(after, before[:, kept])
+    tokenizer = find_model_folder(str(world / family)).tokenizer
+    save_model_folder(narrow, tokenizer, tmp_path / "narrow")
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "narrow").eval()
+    assert torch.equal(loaded(IDS).logits, narrow(IDS).logits)
+
+
+def test_a_width_comes_before_a_target(world, first, tmp_path):
+    summary = cut(world, tmp_path / "out", 1.5, hidden_size=16, tokens=first["tokens"])
+    model = ds_distill.load(summary["export"])
+    assert model.config.hidden_size == 16 and summary["speedup"] >= 1.5
+    assert summary["mflops_per_token"] < summary["mflops_per_token_before"] / 3
+
+
+def test_widths_that_cannot_be_are_refused(world, first):
+    config = load_masked_lm(str(world / "bert")).config
+    for width, message in ((32, "below its width 32"), (8, "multiple of the model's head size 16")):
+        with pytest.raises(UserError, match=f"--hidden_size {width}: give a .*{message}"):
+            check_width(config, width)
+    with pytest.raises(UserError, match="--hidden_size 16: the model's layers were pruned before"):
+        check_width(ds_distill.load(first["export"]).config, 16)
+
+
+def test_the_documentation_loads_the_folder_without_this_package(world, tmp_path):
+    for number, (family, shapes) in enumerate(
+        [
+            ("bert", [LayerShape(1, 8), LayerShape(2, 64)]),
+            ("bert", [LayerShape(0, 8), LayerShape(2, 0)]),
+            ("distilbert", [LayerShape(0, 0), LayerShape(1, 5)]),
+        ]
+    ):
+        model = AutoModelForMaskedLM.from_pretrained(world / family).eval()
+        prune_model(model, shapes, "first")
+        folder = tmp_path / str(number)
+        save_model_folder(model, find_model_folder(str(world / family)).tokenizer, folder)
+        code = loader_code(model).replace("{name}", f"name = {str(folder)!r}")
+        assert "ds_distill" not in code
+        scope = {}
+        exec(code, scope)
+        assert torch.equal(scope["model"](IDS).logits, model(IDS).logits)
+
+
+def test_the_example_in_the_card_runs(first, monkeypatch, capsys):
+    (code,) = re.findall("```python\n(.*?)```", (Path(first["export"]) / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(first["export"])
+    exec(code, {})
+    assert "torch.Size([1, " in capsys.readouterr().out
+
+
+def test_columns_and_heads_that_repeat_others_go_first_and_cost_nothing(world):
+    model = AutoModelForMaskedLM.from_pretrained(world / "bert").eval()
+    family, head = get_family(model), head_size(model)
+    with torch.no_grad():
+        for layer in family.get_layers(model):
+            for name in family.projections:
+                part = layer.get_submodule(name)
+                part.weight[head:], part.bias[head:] = part.weight[:head].clone(), part.bias[:head].clone()
+            inner = layer.get_submodule(family.ffn[0])
+            inner.weight[32:], inner.bias[32:] = inner.weight[:32].clone(), inner.bias[:32].clone()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (64, LENGTH), generator=generator)
+    moments = collect_moments(model, [Batch(ids, ids, None)])
+    removals = plan_removals(model, moments)
+    losses = {}
+    with torch.no_grad():
+        expected = model(ids).logits
+        for method in METHODS:
+            cut = copy.deepcopy(model)
+            prune_model(cut, [LayerShape(1, 32)] * 2, method, moments, removals)
+            losses[method] = (cut(ids).logits - expected).square().mean() / expected.var()
+    assert losses["saliency"] < 0.01 < min(losses["first"], losses["magnitude"])
+
+
+def test_a_model_can_be_cut_again(world, first, tmp_path):
+    given = {"tokens": first["tokens"], "latency_table": world / "table.json"}
+    second = cut(world, tmp_path / "second", 3.0, model=first["export"], **given)
+    shapes = [[LayerShape(**layer) for layer in summary["layers"]] for summary in (first, second)]
+    assert all(now <= before for pair in zip(*shapes, strict=True) for before, now in zip(*pair, strict=True))
+    assert second["speedup"] >= 3, "relative to whole layers"
+    assert layer_shapes(ds_distill.load(second["export"]).config) == shapes[1]
+
+
+CONFIG = BertConfig(num_hidden_layers=2, num_attention_heads=2, intermediate_size=4)
+TABLE = LatencyTable({}, "flops", 1, LENGTH, {2: 2.0}, [0.0, 1.0, 2.0], {0: 0.0, 2: 1.0, 4: 3.0})
+REMOVALS = {
+    (0, "heads"): Removal([0, 1], [0.0, 5.0, 50.0]),
+    (0, "feed_forward"): Removal([0, 1, 2, 3], [0.0, 0.1, 0.2, 3.0, 30.0]),
+    (1, "heads"): Removal([1, 0], [0.0, 0.5, 1.0]),
+    (1, "feed_forward"): Removal([3, 2, 1, 0], [0.0, 1.0, 2.0, 3.0, 40.0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "shapes"),
+    [
+        (1, [(2, 4), (2, 4)]),
+        (1.2, [(2, 2), (2, 4)]),
+        (12 / 7, [(2, 2), (1, 2)]),
+        (2, [(2, 2), (0, 2)]),
+        (6, [(0, 0)] * 2),
+    ],
+)
+def test_the_least_salient_parts_go_for_the_time_that_they_take(target, shapes):
+    found = choose_shapes(CONFIG, TABLE, REMOVALS, Pruning(target))
+    assert found == [LayerShape(*shape) for shape in shapes] and 12 / TABLE.of_shapes(found) >= target
+
+
+def test_what_costs_no_time_stays():
+    table = replace(TABLE, heads=[0.0, 0.0, 0.0])
+    assert all(shape.heads == 2 for shape in choose_shapes(CONFIG, table, REMOVALS, Pruning(2)))
+
+
+def test_uniform_shapes_have_all_heads():
+    assert choose_shapes(CONFIG, TABLE, REMOVALS, Pruning(1.3, uniform=True)) == [LayerShape(2, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("pruning", "message"),
+    [
+        (Pruning(6.1), "--target 6.1x: without any heads and columns the encoder is at most 6.00 times as fast"),
+        (Pruning(2, uniform=True), "--target 2x: with all heads and equal feed-forwards the encoder is at most 1.50"),
+    ],
+)
+def test_a_target_out_of_reach_is_refused(pruning, message):
+    with pytest.raises(UserError, match=message):
+        choose_shapes(CONFIG, TABLE, REMOVALS, pruning)
+
+
+@pytest.mark.parametrize("target", ["1x", "0.5x", "fast", "", "-2x", "nan", "1e9x", "2xx"])
+def test_targets_that_are_no_speed_are_refused(target):
+    with pytest.raises(UserError, match="--target .*such as 1.75x"):
+        read_target(target, "--target")
+
+
+def test_written_forms():
+    assert read_target("1.75x", "") == read_target(1.75, "") == read_target("1.75 ×", "") == 1.75
+    assert read_shape("08X128", "--shape") == "8x128"
+    for wrong in ("128", "0x128", "1x", "1x1x1", "axb"):
+        with pytest.raises(UserError, match="--shape .*such as 1x128"):
+            read_shape(wrong, "--shape")
+
+
+def test_other_families_are_refused(tmp_path):
+    save_encoder("modernbert", tmp_path / "model")
+    with pytest.raises(
+        UserError, match="model_type = modernbert: its heads .* give a model of one of the families bert"
+    ):
+        cut(tmp_path, tmp_path / "out", model=tmp_path / "model", corpus=[SAMPLE])
+
+
+def test_a_pruned_folder_is_exported_to_every_format(world, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(world / "bert").eval()
+    prune_model(model, [LayerShape(1, 24), LayerShape(0, 0)], "first")
+    folder = tmp_path / "pruned"
+    save_model_folder(model, find_model_folder(str(world / "bert")).tokenizer, folder)
+    formats = [name for name, entry in FORMATS.items() if not entry.unavailable_reason()]
+    summary = export_formats(str(folder), formats, tmp_path / "out", text=[])
+    assert set(summary["formats"]) == set(formats)
+    for name, row in summary["formats"].items():
+        assert row["max_difference"] < (1e-4 if FORMATS[name].exact else 0.2) * row["max_output"], name
+    assert torch.equal(ds_distill.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
