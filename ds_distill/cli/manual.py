@@ -119,8 +119,8 @@ def families_table() -> str:
     rows = []
     for family in FAMILIES.values():
         students = dict.fromkeys(
-            [family.student.family.name if family.student else family.name]
-            + [other.family.name for other in family.other_students]
+            [family.student.name if family.student else family.name]
+            + [other.name for other in family.other_students]
             + [family.name]
         )
         can = (

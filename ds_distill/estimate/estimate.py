@@ -101,6 +101,8 @@ class Estimator:
                 num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
                 hidden_size=recipe.student.hidden_size,
                 intermediate_size=recipe.student.intermediate_size,
+                embedding_size=recipe.student.embedding_size,
+                num_hidden_groups=recipe.student.num_hidden_groups,
                 family=recipe.student.family,
                 dropout=training.dropout,
             )
@@ -264,7 +266,7 @@ class Estimator:
             projected = self._projected(losses)
             total += share * flops_per_token(None, self.student.config, self.length, projected)
             for model in self.teachers if losses.need_teacher else ():
-                layers = len(get_family(model).get_layers(model))
+                layers = get_family(model).count_layers(model)
                 part = forward_flops_per_token(model.config, self.length, projected if losses.kl else 0.0, layers)
                 total += share * part
         return total
@@ -274,7 +276,7 @@ class Estimator:
         taught = sum(share for share, losses in self.objectives if losses.need_teacher)
         models = [(model, taught) for model in self.teachers if taught] + [(self.student, 3.0)]
         passes = [
-            (len(get_family(model).get_layers(model)), get_family(model).dims(model.config).width, times)
+            (get_family(model).count_layers(model), get_family(model).dims(model.config).width, times)
             for model, times in models
         ]
         work = Work(

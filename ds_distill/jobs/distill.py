@@ -5,9 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.masking import REPLACED
 from ds_distill.data.run_data import open_run_data
+from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs.frozen_teacher import freeze_teachers
 from ds_distill.jobs.micro_batch import with_resolved_micro_batch
@@ -91,7 +96,10 @@ def distill(
         t = recipe.training
         if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
-        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head)
+        counts = _count_read_tokens(store, tokens, recipe)
+        student = build_student(
+            source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head, token_counts=counts
+        )
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
             log(f"student: a copy of {start.name}")
@@ -148,3 +156,11 @@ def distill(
             # a report finds the run of the teacher, where it is one, by this
             **({"teacher_folder": str(first.path)} if len(teachers) == 1 else {}),
         )
+
+
+def _count_read_tokens(store: TokenDataset, tokens: Path, recipe: Recipe) -> Tensor:
+    """Return how often the student reads each token in an epoch, float64 [V]: as in the text, and [MASK] in masks."""
+    counts = torch.from_numpy(store.token_counts).double()
+    mask = load_tokenizer(tokens / "tokenizer").mask_token_id
+    counts[mask] += REPLACED * recipe.data.mlm_probability * (1 - recipe.data.clean_fraction) * counts.sum()
+    return counts

@@ -19,6 +19,7 @@ from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.families.family import Family
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
+from ds_distill.models.student_shape import add_identity, factorize, family_of_shape, set_shape
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -103,12 +104,15 @@ def build_student(
     num_layers: int | None = None,
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
+    embedding_size: int | None = None,
+    num_hidden_groups: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     seed: int = 0,
     freeze_positions: bool = False,
     from_: str | None = None,
     head: bool = True,
+    token_counts: Tensor | None = None,
 ) -> PreTrainedModel:
     """Build a student in fp32, on the CPU, in train mode: a masked-LM model, or a bare encoder.
 
@@ -122,7 +126,12 @@ def build_student(
             several quantities, from the first rows of each.
         intermediate_size: The width of its feed-forward layers, by default the teacher's, reduced as the width is. A
             smaller one starts from the first columns of the teacher's.
-        family: The student's family, by default the usual one of the teacher's students.
+        embedding_size: The width of its embeddings, by default the teacher's, reduced as the width is. A smaller one
+            starts from the largest principal components of the teacher's, see `models.factorized`.
+        num_hidden_groups: The number of groups of consecutive layers that share their weights; by default each layer
+            has its own, or as many groups as the teacher's have. A group starts from the mean of its layers.
+        family: The student's family, by default the usual one of the teacher's students, or the one that has such
+            embeddings or shares layers.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
         freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
@@ -130,7 +139,9 @@ def build_student(
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
             these. Rotary positions are no embeddings, so there is nothing to freeze.
         from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size,
-            intermediate_size and family are then without meaning.
+            intermediate_size, embedding_size, num_hidden_groups and family are then without meaning.
+        head: Whether it has a masked-LM head.
+        token_counts: How often text has each token, [V] or shorter, for `embedding_size`; None for equally often.
 
     Raises:
         UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
@@ -145,6 +156,8 @@ def build_student(
         num_layers=num_layers,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
+        embedding_size=embedding_size,
+        num_hidden_groups=num_hidden_groups,
         family=family,
         dropout=dropout,
         freeze_positions=freeze_positions,
@@ -160,7 +173,7 @@ def build_student(
     else:
         student = _new_model(config, seed, head)
     if layer_map is not None:
-        copy_from_teacher(teacher_model, student, layer_map)
+        copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts)
     if freeze_positions:
         for name, parameter in student.named_parameters():
             if name.endswith("position_embeddings.weight"):
@@ -203,6 +216,8 @@ def plan_student(
     num_layers: int | None = None,
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
+    embedding_size: int | None = None,
+    num_hidden_groups: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
@@ -223,6 +238,8 @@ def plan_student(
             _check_positions_exist(get_family_by_type(config.model_type), config)
         return None, config
     teacher_family = get_family_by_type(teacher.model_type)
+    if family is None:
+        family = family_of_shape(teacher_family, embedding_size, num_hidden_groups)
     dims, student_class = teacher_family.dims(teacher), teacher_family.student_class(family)
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
     if layer_map is not None:
@@ -240,7 +257,7 @@ def plan_student(
         raise UserError(
             f"student.intermediate_size = {inner}: give a whole number from 1 to the teacher's {dims.feed_forward}"
         )
-    student = student_class.family if student_class else teacher_family
+    student = get_family_by_type(student_class.name) if student_class else teacher_family
     if freeze_positions:
         _check_positions_exist(student, teacher)
     if freeze_positions and layer_map is None and not student.sinusoidal:
@@ -259,8 +276,7 @@ def plan_student(
         setattr(config, key, value)
     if hidden != dims.width:
         student.narrow(config, teacher)
-    if student.names.embedding:
-        setattr(config, student.names.embedding, student.embedding_width(config) * hidden // dims.width)
+    set_shape(config, student, teacher_family, hidden / dims.width, embedding_size, num_hidden_groups)
     for key in student.names.per_layer:
         entries = getattr(teacher, key)
         layers = range(depth) if layer_map is None else layer_map
@@ -358,37 +374,70 @@ def _warn_of_first_layer(student: Family, layer_map: list[int]) -> None:
 
 
 @torch.no_grad()
-def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
+def copy_from_teacher(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    layer_map: list[int],
+    embedding_size: int | None = None,
+    token_counts: Tensor | None = None,
+) -> None:
     """Copy the teacher's parameters into the student's, by name.
 
     Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
     and columns, of a weight in `Family.fused` those of each of its parts. A student of another class translates its
     names, see StudentClass. Where only the student has a masked-LM head, the head stays as it is, but for a decoder
-    that is tied to its word embeddings. A norm that only the teacher's first layer lacks stays as it is too.
+    that is tied to its word embeddings. A norm that only the teacher's first layer lacks stays as it is too. Layers
+    that share weights get the mean of those of their teacher layers.
+
+    Args:
+        teacher: The teacher.
+        student: The student, in place.
+        layer_map: For each student layer the teacher's.
+        embedding_size: The width that the student was asked to have of its embeddings, which are then factorized
+            instead of cut; None for neither.
+        token_counts: As in `principal_isometry`.
     """
     family, student_family = get_family(teacher), get_family(student)
     student_class = family.student_class(student_family.name)
     student_layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
+    places, teacher_places = student_family.layer_places(student.config), family.layer_places(teacher.config)
+    sources = [
+        dict.fromkeys(teacher_places[layer_map[layer]] for layer, own in enumerate(places) if own == place)
+        for place in range(1 + max(places))
+    ]
     # names are those of a masked-LM model, and a tied parameter has two
     before = "" if family.prefix(teacher) else f"{family.encoder}."
     source: dict[str, Tensor] = {
         f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
     }
-    renames = student_class.renames if student_class else {}
     source = student_class.fold(source) if student_class else source
+
+    def counterpart(name: str) -> str:
+        for part, other in student_class.renames.items() if student_class else ():
+            name = name.replace(part, other)
+        return name
+
+    if student_family.factors:
+        width = family.embedding_width(teacher.config)
+        add_identity(source, counterpart(student_family.factors.projection), width)
+        if embedding_size is not None and embedding_size < width:
+            source |= factorize(source, student_family, counterpart, embedding_size, token_counts)
     before = "" if student_family.prefix(student) else f"{student_family.encoder}."
     new_head = student_family.has_head(student) and not family.has_head(teacher)
     for name, target in student.named_parameters(remove_duplicate=not new_head):
         if new_head and not name.startswith(f"{student_family.encoder}."):
             continue
-        name = student_layers.sub(lambda m: f"{student_family.layers}.{layer_map[int(m[1])]}.", f"{before}{name}")
-        for part, counterpart in renames.items():
-            name = name.replace(part, counterpart)
-        module = name.rpartition(".")[0]
-        if name not in source and family.absent_in_first and module.endswith(f".{family.absent_in_first}"):
+        names = [f"{before}{name}"]
+        if layer := student_layers.search(names[0]):
+            start, end = names[0][: layer.start(1)], names[0][layer.end(1) :]
+            names = [f"{start}{other}{end}" for other in sources[int(layer[1])]]
+        names = [counterpart(name) for name in names]
+        module = names[0].rpartition(".")[0]
+        if names[0] not in source and family.absent_in_first and module.endswith(f".{family.absent_in_first}"):
             continue
+        whole = source[names[0]] if len(names) == 1 else torch.stack([source[name].float() for name in names]).mean(0)
         parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
-        for own, other in zip(target.chunk(parts), source[name].chunk(parts), strict=True):
+        for own, other in zip(target.chunk(parts), whole.chunk(parts), strict=True):
             own.copy_(other[tuple(slice(size) for size in own.shape)])
 
 

@@ -2,9 +2,10 @@
 
 Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
 {"deepspeed": name in ds_configs/deepspeed, "family": "bert", "dtype": "float32", "optimizer": "auto",
-"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": []}
+"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": [],
+"shape": {}}
 
-"clean" has the numbers of the sequences that are not masked.
+"clean" has the numbers of the sequences that are not masked, "shape" what build_student is asked for besides.
 """
 
 import contextlib
@@ -120,7 +121,8 @@ def run_case(what: dict, rank: int, world: int) -> None:
     teacher = Teacher(bert)
     before, clean = teacher.fingerprint(), what.get("clean", [])
     looked_at = [row for row in range(GLOBAL) if row not in clean]
-    student = build_student(bert, init_layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
+    shape = {"init_layers": [0, 3], "freeze_positions": what.get("freeze", False)} | what.get("shape", {})
+    student = build_student(bert, dropout=0.0, **shape)
     reference = copy.deepcopy(student)
     losses = reference_losses(reference, bert, *next(batches(clean)), masked_rows=looked_at)
     sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)).backward()

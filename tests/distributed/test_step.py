@@ -10,6 +10,7 @@ import pytest
 from tests.start import run_ranks
 
 STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [1, 2, 4]} for stage in range(4)]
+SHARED = {"init_layers": [0, 1, 3], "num_hidden_groups": 2, "embedding_size": 12}
 OPTIONS = [
     {"deepspeed": "zero2_offload"},
     {"deepspeed": "zero1", "optimizer": "torch"},
@@ -19,6 +20,8 @@ OPTIONS = [
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
     *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in range(4)),
+    # two of the three layers have one set of weights
+    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in range(4)),
     # with one sequence per micro-batch, a rank has steps without a masked sequence
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in range(4)),
 ]
@@ -28,6 +31,7 @@ LONG = [  # each compiles for half a minute
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]
+BF16 += [{"deepspeed": "zero2", "dtype": "bfloat16", "overflow": True, "shape": SHARED}]
 BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (0, 1, 3)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "freeze": True, "batched": True}]  # as on a GPU
 FP16 = [{"deepspeed": f"zero{stage}", "dtype": "float16"} for stage in range(4)]

@@ -69,4 +69,4 @@ def _fold_token_types(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     return bert | {positions: bert[positions].float() + bert[types][0].float()}
 
 
-STUDENT_OF_BERT = StudentClass(DISTILBERT, _make_config, RENAMES, _fold_token_types)
+STUDENT_OF_BERT = StudentClass(DISTILBERT.name, _make_config, RENAMES, _fold_token_types)

@@ -1,23 +1,36 @@
 """ELECTRA (Clark et al. 2020): BERT's layers, over embeddings that have a width of their own.
 
 Its generator is a masked-LM model, and its decoder is as wide as its embeddings. Its discriminator, which tells
-replaced tokens from others, has no masked-LM head: it teaches without one.
+replaced tokens from others, has no masked-LM head: it teaches without one. The student of a BERT becomes an ELECTRA
+where its embeddings are to be narrower than its layers.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ds_distill.models.families.bert import BERT
-from ds_distill.models.families.family import ConfigNames, Family, StudentClass
+from ds_distill.models.families.family import ConfigNames, Factors, Family, StudentClass
 from ds_distill.utils.errors import UserError
 
-RENAMES = {
+BERTS_NAMES = {
     "bert.": "electra.",
     "cls.predictions.transform.": "generator_predictions.",
     "cls.predictions.decoder.": "generator_lm_head.",
     "cls.predictions.bias": "generator_lm_head.bias",
 }
+NAMES_IN_BERT = {
+    "electra.": "bert.",
+    "generator_predictions.": "cls.predictions.transform.",
+    "generator_lm_head.": "cls.predictions.decoder.",
+}
+KEPT = (
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "pad_token_id",
+    "initializer_range",
+    "layer_norm_eps",
+)
 
 
 def _make_bert_config(electra: Any) -> Any:
@@ -28,15 +41,16 @@ def _make_bert_config(electra: Any) -> Any:
             f"student.family = bert: the teacher's embeddings have a width of {electra.embedding_size}, its layers one "
             f"of {electra.hidden_size}, and a BERT has one width; give electra, or leave it out"
         )
-    return BertConfig(
-        vocab_size=electra.vocab_size,
-        max_position_embeddings=electra.max_position_embeddings,
-        type_vocab_size=electra.type_vocab_size,
-        pad_token_id=electra.pad_token_id,
-        initializer_range=electra.initializer_range,
-        layer_norm_eps=electra.layer_norm_eps,
-    )
+    return BertConfig(**{key: getattr(electra, key) for key in KEPT})
 
+
+def _make_electra_config(bert: Any) -> Any:
+    from transformers import ElectraConfig
+
+    return ElectraConfig(embedding_size=bert.hidden_size, **{key: getattr(bert, key) for key in KEPT})
+
+
+ELECTRA_OF_BERT = StudentClass("electra", _make_electra_config, NAMES_IN_BERT, lambda weights: weights)
 
 ELECTRA = Family(
     name="electra",
@@ -46,6 +60,7 @@ ELECTRA = Family(
     decoder="generator_lm_head",
     mlm_transform=lambda model, hidden: model.generator_predictions(hidden),
     names=ConfigNames(embedding="embedding_size"),
-    other_students=(StudentClass(BERT, _make_bert_config, RENAMES, lambda weights: weights),),
+    other_students=(StudentClass("bert", _make_bert_config, BERTS_NAMES, lambda weights: weights),),
+    factors=Factors("electra.embeddings_project", "generator_predictions.dense", "generator_predictions.LayerNorm"),
     has_pooler=False,
 )

@@ -30,6 +30,7 @@ class ConfigNames:
     Attributes:
         embedding: The key of the width of the embeddings and of the decoder's input, where that may differ from the
             encoder's.
+        groups: The key of the number of groups of layers that share their weights, where layers can share them.
         per_layer: The keys of lists that have one entry for each layer.
     """
 
@@ -41,6 +42,7 @@ class ConfigNames:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     embedding: str | None = None
+    groups: str | None = None
     eps: str = "layer_norm_eps"
     per_layer: tuple[str, ...] = ()
 
@@ -57,7 +59,7 @@ class StudentClass:
     A student of its teacher's own class needs none of this, since the parameters have the same names.
 
     Attributes:
-        family: The student's family.
+        name: The student's family.
         make_config: Takes the teacher's config and returns one of the student's class with everything
             that carries over, but for the sizes and dropouts of `ConfigNames`.
         renames: Parts of a student's parameter name and their counterparts in the teacher's, replaced
@@ -66,10 +68,25 @@ class StudentClass:
             which parameters without a counterpart have become part of others.
     """
 
-    family: Family
+    name: str
     make_config: Callable[[PretrainedConfig], PretrainedConfig]
     renames: Mapping[str, str]
     fold: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+class Factors(NamedTuple):
+    """Where a masked-LM model with embeddings of their own width E leaves that width, and where it returns to it.
+
+    Attributes:
+        projection: The `nn.Linear` from the embeddings [..., E] to the first layer [..., H], which some models lack
+            where E = H.
+        dense: The head's `nn.Linear` from [..., H] to [..., E].
+        norm: The head's norm after it, over E.
+    """
+
+    projection: str
+    dense: str
+    norm: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,10 @@ class Family:
         name: The family's `config.model_type`.
         title: What people call it.
         encoder: The module that returns `last_hidden_state` from input_ids and attention_mask.
-        layers: The encoder's layers.
+        layers: The encoder's layers. Where layers share weights, their groups, one entry for each.
+        within_group: Within a group of layers that share weights, the layer.
+        factors: Where embeddings of their own width become as wide as the layers, and back; None where a model has one
+            width.
         decoder: The vocabulary `nn.Linear`.
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
@@ -134,6 +154,8 @@ class Family:
     names: ConfigNames = ConfigNames()
     student: StudentClass | None = None
     other_students: tuple[StudentClass, ...] = ()
+    within_group: str | None = None
+    factors: Factors | None = None
     ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
     split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
@@ -169,9 +191,9 @@ class Family:
             return None
         classes = ((self.student,) if self.student else ()) + self.other_students
         for student_class in classes:
-            if student_class.family.name == name:
+            if student_class.name == name:
                 return student_class
-        names = [student_class.family.name for student_class in classes]
+        names = [student_class.name for student_class in classes]
         raise UserError(
             f"student.family = {name}: a student of a {self.name} can be a {' or a '.join([*names, self.name])}; "
             "give one of these, or leave it out"
@@ -204,8 +226,26 @@ class Family:
         return getattr(model, self.encoder, model)
 
     def get_layers(self, model: PreTrainedModel) -> Any:
-        """Return the nn.ModuleList of the encoder's layers."""
-        return self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
+        """Return the nn.ModuleList of the encoder's layers, those that share weights once."""
+        layers = self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
+        if self.within_group is None:
+            return layers
+        from torch import nn
+
+        return nn.ModuleList(group.get_submodule(self.within_group) for group in layers)
+
+    def count_layers(self, model: PreTrainedModel) -> int:
+        """Return how many layers run, those that share weights each time."""
+        return self.dims(model.config).depth if self.names.groups else len(self.get_layers(model))
+
+    def layer_places(self, config: Any) -> list[int]:
+        """Return for each layer of a model of this config its entry in `get_layers`: several where they share weights.
+
+        Consecutive layers are a group. Source: transformers' AlbertTransformer.
+        """
+        depth = self.dims(config).depth
+        groups = getattr(config, self.names.groups) if self.names.groups else depth
+        return [int(layer / (depth / groups)) for layer in range(depth)]
 
     def get_final_norm(self, model: PreTrainedModel) -> nn.Module | None:
         """Return the encoder's norm after the last layer, or None."""

@@ -1,0 +1,86 @@
+"""ALBERT (Lan et al. 2020): groups of consecutive layers share their weights, over embeddings of their own width.
+
+The student of a BERT becomes an ALBERT where its layers are to share weights. transformers' class has layers within a
+group too (`inner_group_num`), of which no published model has more than one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ds_distill.models.families.electra import KEPT
+from ds_distill.models.families.family import ConfigNames, Factors, Family, StudentClass
+from ds_distill.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMES_IN_BERT = {
+    "albert.encoder.albert_layer_groups.": "bert.encoder.layer.",
+    ".albert_layers.0.": ".",
+    ".attention.query.": ".attention.self.query.",
+    ".attention.key.": ".attention.self.key.",
+    ".attention.value.": ".attention.self.value.",
+    ".attention.dense.": ".attention.output.dense.",
+    ".attention.LayerNorm.": ".attention.output.LayerNorm.",
+    ".ffn.": ".intermediate.dense.",
+    ".ffn_output.": ".output.dense.",
+    ".full_layer_layer_norm.": ".output.LayerNorm.",
+    "albert.": "bert.",
+    "predictions.dense.": "cls.predictions.transform.dense.",
+    "predictions.LayerNorm.": "cls.predictions.transform.LayerNorm.",
+    "predictions.decoder.": "cls.predictions.decoder.",
+    "predictions.bias": "cls.predictions.bias",
+}
+
+
+def _make_config(bert: Any) -> Any:
+    from transformers import AlbertConfig
+
+    return AlbertConfig(
+        embedding_size=bert.hidden_size,
+        num_hidden_groups=bert.num_hidden_layers,
+        bos_token_id=None,
+        eos_token_id=None,
+        **{key: getattr(bert, key) for key in KEPT},
+    )
+
+
+def _transform(model: Any, hidden: Tensor) -> Tensor:
+    head = model.predictions
+    return head.LayerNorm(head.activation(head.dense(hidden)))
+
+
+def _check_groups(config: Any) -> None:
+    if config.inner_group_num != 1:
+        raise UserError(
+            f"inner_group_num = {config.inner_group_num} in config.json: only an ALBERT with one layer in each group "
+            "is supported; give another model"
+        )
+    if not 1 <= config.num_hidden_groups <= config.num_hidden_layers:
+        raise UserError(
+            f"num_hidden_groups = {config.num_hidden_groups} in config.json: {config.num_hidden_layers} layers have 1 "
+            f"to {config.num_hidden_layers} groups; restore the right config.json"
+        )
+
+
+ALBERT_OF_BERT = StudentClass("albert", _make_config, NAMES_IN_BERT, lambda weights: weights)
+
+ALBERT = Family(
+    name="albert",
+    title="ALBERT",
+    encoder="albert",
+    layers="albert.encoder.albert_layer_groups",
+    within_group="albert_layers.0",
+    decoder="predictions.decoder",
+    mlm_transform=_transform,
+    names=ConfigNames(
+        embedding="embedding_size", groups="num_hidden_groups", head_dropouts=("classifier_dropout_prob",)
+    ),
+    factors=Factors("albert.encoder.embedding_hidden_mapping_in", "predictions.dense", "predictions.LayerNorm"),
+    ffn=("ffn", "activation"),
+    projections=("attention.query", "attention.key", "attention.value"),
+    layers_stand_alone=False,
+    recomputes=False,
+    standardize=_check_groups,
+)
