@@ -39,9 +39,11 @@ class Student:
             smaller one is initialized from the first columns of the teacher's.
         embedding_size: Width of the embeddings; by default the teacher's, reduced as hidden_size is. A smaller one is
             initialized from the principal components of the teacher's embeddings, tokens weighted by how often the
-            text has them, with a projection on the hidden size behind them. The student of a BERT is then an ELECTRA.
+            text has them, with a projection on the hidden size behind them. The student of a
+            BERT or a RoBERTa is then an ELECTRA.
         num_hidden_groups: Number of groups of consecutive layers that share their weights; by default each layer has
-            its own. A group is initialized from the mean of its layers. The student of a BERT is then an ALBERT.
+            its own. A group is initialized from the mean of its layers. The student of a BERT or a
+            RoBERTa is then an ALBERT.
         family: Family of the student's class, by its model_type: "bert" keeps the token types of a BERT, whose
             student is otherwise a DistilBERT, which has none, and makes a BERT of an ELECTRA whose embeddings are
             as wide as its layers. By default the one that the teacher's family names.

@@ -410,7 +410,7 @@ def copy_from_teacher(
     source: dict[str, Tensor] = {
         f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
     }
-    source = student_class.fold(source) if student_class else source
+    source = student_class.fold(teacher.config, source) if student_class else source
 
     def counterpart(name: str) -> str:
         for part, other in student_class.renames.items() if student_class else ():

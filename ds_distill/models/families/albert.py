@@ -34,15 +34,16 @@ NAMES_IN_BERT = {
 }
 
 
-def _make_config(bert: Any) -> Any:
+def make_albert_config(teacher: Any) -> Any:
+    """Return the config of an ALBERT with what carries over from a teacher of BERT's kind, a group for each layer."""
     from transformers import AlbertConfig
 
     return AlbertConfig(
-        embedding_size=bert.hidden_size,
-        num_hidden_groups=bert.num_hidden_layers,
+        embedding_size=teacher.hidden_size,
+        num_hidden_groups=teacher.num_hidden_layers,
         bos_token_id=None,
         eos_token_id=None,
-        **{key: getattr(bert, key) for key in KEPT},
+        **{key: getattr(teacher, key) for key in KEPT},
     )
 
 
@@ -64,7 +65,7 @@ def _check_groups(config: Any) -> None:
         )
 
 
-ALBERT_OF_BERT = StudentClass("albert", _make_config, NAMES_IN_BERT, lambda weights: weights)
+ALBERT_OF_BERT = StudentClass("albert", make_albert_config, NAMES_IN_BERT)
 
 ALBERT = Family(
     name="albert",

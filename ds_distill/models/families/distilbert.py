@@ -63,7 +63,7 @@ def _make_config(bert: Any) -> Any:
     )
 
 
-def _fold_token_types(bert: dict[str, Tensor]) -> dict[str, Tensor]:
+def _fold_token_types(config: Any, bert: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the embedding of token type 0 to each position: pretraining sees no other, so it is a constant vector."""
     positions, types = (f"bert.embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
     return bert | {positions: bert[positions].float() + bert[types][0].float()}

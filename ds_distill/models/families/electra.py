@@ -44,13 +44,14 @@ def _make_bert_config(electra: Any) -> Any:
     return BertConfig(**{key: getattr(electra, key) for key in KEPT})
 
 
-def _make_electra_config(bert: Any) -> Any:
+def make_electra_config(teacher: Any) -> Any:
+    """Return the config of an ELECTRA with what carries over from a teacher of BERT's kind."""
     from transformers import ElectraConfig
 
-    return ElectraConfig(embedding_size=bert.hidden_size, **{key: getattr(bert, key) for key in KEPT})
+    return ElectraConfig(embedding_size=teacher.hidden_size, **{key: getattr(teacher, key) for key in KEPT})
 
 
-ELECTRA_OF_BERT = StudentClass("electra", _make_electra_config, NAMES_IN_BERT, lambda weights: weights)
+ELECTRA_OF_BERT = StudentClass("electra", make_electra_config, NAMES_IN_BERT)
 
 ELECTRA = Family(
     name="electra",
@@ -60,7 +61,7 @@ ELECTRA = Family(
     decoder="generator_lm_head",
     mlm_transform=lambda model, hidden: model.generator_predictions(hidden),
     names=ConfigNames(embedding="embedding_size"),
-    other_students=(StudentClass("bert", _make_bert_config, BERTS_NAMES, lambda weights: weights),),
+    other_students=(StudentClass("bert", _make_bert_config, BERTS_NAMES),),
     factors=Factors("electra.embeddings_project", "generator_predictions.dense", "generator_predictions.LayerNorm"),
     has_pooler=False,
 )

@@ -64,14 +64,14 @@ class StudentClass:
             that carries over, but for the sizes and dropouts of `ConfigNames`.
         renames: Parts of a student's parameter name and their counterparts in the teacher's, replaced
             in this order.
-        fold: Takes the teacher's parameters by name and returns those that the student copies, in
-            which parameters without a counterpart have become part of others.
+        fold: Takes the teacher's config and its parameters by name, and returns the parameters that the student
+            copies, in which those without a counterpart have become part of others.
     """
 
     name: str
     make_config: Callable[[PretrainedConfig], PretrainedConfig]
     renames: Mapping[str, str]
-    fold: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    fold: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda config, weights: weights
 
 
 class Factors(NamedTuple):

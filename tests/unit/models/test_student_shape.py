@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.estimate.known_models import find_known_model
@@ -15,12 +16,22 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.factorized import principal_isometry
 from ds_distill.models.families import get_family
 from ds_distill.models.learnable import freeze_all_but, freeze_unreached
-from ds_distill.models.loading import no_pooler
+from ds_distill.models.loading import load_masked_lm, no_pooler
+from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student, count_parameters, plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match, Recipe, Student
 from ds_distill.utils.errors import UserError
-from tests.unit.models.test_teacher import padding_mask, tiny_albert, tiny_bert, tiny_electra, tiny_roberta, tokens
+from tests.tiny import save_encoder
+from tests.unit.models.test_teacher import (
+    padding_mask,
+    tiny_albert,
+    tiny_bert,
+    tiny_electra,
+    tiny_mpnet,
+    tiny_roberta,
+    tokens,
+)
 
 SHAPES = [
     {"embedding_size": 16},
@@ -43,11 +54,12 @@ def tables(model) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [{"embedding_size": 32}, {"num_hidden_groups": 4}])
 @pytest.mark.parametrize("mask", [None, padding_mask()])
-def test_a_whole_width_and_a_group_for_each_layer_leave_the_teacher_as_it_is(shape, mask):
-    teacher = tiny_bert(4)
+@pytest.mark.parametrize("make", [tiny_bert, tiny_roberta])
+def test_a_whole_width_and_a_group_for_each_layer_leave_the_teacher_as_it_is(make, shape, mask):
+    teacher = make(4)
     student = build_student(teacher, init_layers=[0, 1, 2, 3], **shape).eval()
     assert student.config.model_type == ("albert" if "num_hidden_groups" in shape else "electra")
-    types = torch.arange(12).expand_as(tokens()) % 2
+    types = torch.arange(12).expand_as(tokens()) % teacher.config.type_vocab_size
     with torch.no_grad():
         expected, actual = (
             model(tokens(), attention_mask=mask, token_type_ids=types).logits for model in (teacher, student)
@@ -57,7 +69,9 @@ def test_a_whole_width_and_a_group_for_each_layer_leave_the_teacher_as_it_is(sha
 
 
 @pytest.mark.parametrize("family", [None, "albert"])
-@pytest.mark.parametrize("make", [tiny_bert, lambda: tiny_electra(embedding_size=32), tiny_electra, tiny_albert])
+@pytest.mark.parametrize(
+    "make", [tiny_bert, tiny_roberta, lambda: tiny_electra(embedding_size=32), tiny_electra, tiny_albert]
+)
 def test_embeddings_of_few_dimensions_are_factorized_without_loss(make, family):
     """Beside the mean of their coordinates, which the norm takes away, they have as many as the factors keep."""
     teacher = make()
@@ -166,6 +180,25 @@ def test_a_stock_class_reloads_it(tmp_path, shape):
         assert torch.equal(again(tokens()).logits, student(tokens()).logits)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("shape", [{"embedding_size": 8}, {"num_hidden_groups": 1}])
+def test_its_folder_has_its_teachers_tokenizer(tmp_path, family, shape):
+    """Also where the class of its model usually has another kind."""
+    folder = save_encoder(family, tmp_path / "teacher")
+    student = build_student(load_masked_lm(str(folder)), num_layers=2, **shape).eval()
+    tokenizer = load_tokenizer(folder)
+    save_model_folder(student, tokenizer, tmp_path / "student")
+    texts = ["A text, with words in it.", "Ünïted"]
+    expected = load_tokenizer(folder)(texts)["input_ids"]
+    found = AutoTokenizer.from_pretrained(tmp_path / "student")
+    inputs = found(texts, padding=True, return_tensors="pt")
+    assert [row[: len(ids)].tolist() for row, ids in zip(inputs["input_ids"], expected, strict=True)] == expected
+    assert found.mask_token_id == tokenizer.mask_token_id
+    with torch.no_grad():
+        logits = AutoModelForMaskedLM.from_pretrained(tmp_path / "student").eval()(**inputs).logits
+        assert torch.equal(logits, student(**inputs).logits)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -178,7 +211,7 @@ def test_a_stock_class_reloads_it(tmp_path, shape):
             {"embedding_size": 16, "family": "distilbert"},
             "would be a distilbert, and its embeddings have no width of their own; set student.family = electra",
         ),
-        (tiny_roberta, {"embedding_size": 16}, "would be a roberta, .*; leave student.embedding_size out"),
+        (tiny_mpnet, {"embedding_size": 16}, "would be a mpnet, .*; leave student.embedding_size out"),
         (tiny_bert, {"num_hidden_groups": 5, "num_layers": 3}, "num_hidden_groups = 5: the student's 3 layers can be"),
         (tiny_bert, {"num_hidden_groups": 0}, "num_hidden_groups = 0: "),
         (
@@ -186,7 +219,7 @@ def test_a_stock_class_reloads_it(tmp_path, shape):
             {"num_hidden_groups": 1, "family": "electra"},
             "would be a electra, and its layers cannot share weights; set student.family = albert",
         ),
-        (tiny_roberta, {"num_hidden_groups": 1}, "would be a roberta, .*; leave student.num_hidden_groups out"),
+        (tiny_mpnet, {"num_hidden_groups": 1}, "would be a mpnet, .*; leave student.num_hidden_groups out"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(make, options, message):
