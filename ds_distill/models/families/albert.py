@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ds_distill.models.families.electra import KEPT
 from ds_distill.models.families.family import ConfigNames, Factors, Family, StudentClass
-from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,16 +52,11 @@ def _transform(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _check_groups(config: Any) -> None:
+    """Raise ValueError where a config asks for layers within groups, or for other groups than its layers can be."""
     if config.inner_group_num != 1:
-        raise UserError(
-            f"inner_group_num = {config.inner_group_num} in config.json: only an ALBERT with one layer in each group "
-            "is supported; give another model"
-        )
+        raise ValueError(f"inner_group_num = {config.inner_group_num}: only one layer in each group is supported")
     if not 1 <= config.num_hidden_groups <= config.num_hidden_layers:
-        raise UserError(
-            f"num_hidden_groups = {config.num_hidden_groups} in config.json: {config.num_hidden_layers} layers have 1 "
-            f"to {config.num_hidden_layers} groups; restore the right config.json"
-        )
+        raise ValueError(f"num_hidden_groups = {config.num_hidden_groups}: must be 1 to num_hidden_layers")
 
 
 ALBERT_OF_BERT = StudentClass("albert", make_albert_config, NAMES_IN_BERT)

@@ -137,7 +137,8 @@ class Family:
             products of queries and keys would compare something else than attention.
         layers_stand_alone: Whether a layer computes from hidden states and a mask alone.
         position_rows: From the config, with how many vectors of positions each token is multiplied in each layer.
-        standardize: Brings the config of a folder into the form that the paths are for, in place.
+        standardize: Brings the config of a folder into the form that the paths are for, in place; ValueError where that
+            cannot be.
         narrow: (student's config, teacher's config): adapts, in place, the sizes beyond those of `Dims` to the
             student's width.
         head_renames: (config.json's content, names in the files) → patterns of names of the masked-LM head's weights in
