@@ -82,7 +82,7 @@ def _no_such_shape(key: str, value: int, teacher: Family, student: Family) -> Us
     lack = "its embeddings have no width of their own" if of_embeddings else "its layers cannot share weights"
     able = family_of_shape(teacher, value if of_embeddings else None, None if of_embeddings else value)
     remedy = f"set student.family = {able}, or leave student.family out" if able else f"leave student.{key} out"
-    return UserError(f"student.{key} = {value}: the student would be a {student.name}, and {lack}; {remedy}")
+    return UserError(f"student.{key} = {value}: the student's family is {student.name}, and {lack}; {remedy}")
 
 
 def _check_embedding_size(size: int, widest: int, hidden: int, student: Family) -> None:

@@ -194,11 +194,9 @@ class Family:
         for student_class in classes:
             if student_class.name == name:
                 return student_class
-        names = [student_class.name for student_class in classes]
-        raise UserError(
-            f"student.family = {name}: a student of a {self.name} can be a {' or a '.join([*names, self.name])}; "
-            "give one of these, or leave it out"
-        )
+        names = ", ".join(student_class.name for student_class in classes)
+        able = f"of the family {names} or {self.name}; give one of these" if names else f"a {self.name} only; give that"
+        raise UserError(f"student.family = {name}: a student of a {self.name} can be {able}, or leave it out")
 
     def embedding_width(self, config: Any) -> int:
         """Return the width of the embeddings, which is that of the decoder's input."""

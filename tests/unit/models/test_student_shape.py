@@ -209,17 +209,17 @@ def test_its_folder_has_its_teachers_tokenizer(tmp_path, family, shape):
         (
             tiny_bert,
             {"embedding_size": 16, "family": "distilbert"},
-            "would be a distilbert, and its embeddings have no width of their own; set student.family = electra",
+            "family is distilbert, and its embeddings have no width of their own; set student.family = electra",
         ),
-        (tiny_mpnet, {"embedding_size": 16}, "would be a mpnet, .*; leave student.embedding_size out"),
+        (tiny_mpnet, {"embedding_size": 16}, "family is mpnet, .*; leave student.embedding_size out"),
         (tiny_bert, {"num_hidden_groups": 5, "num_layers": 3}, "num_hidden_groups = 5: the student's 3 layers can be"),
         (tiny_bert, {"num_hidden_groups": 0}, "num_hidden_groups = 0: "),
         (
             tiny_bert,
             {"num_hidden_groups": 1, "family": "electra"},
-            "would be a electra, and its layers cannot share weights; set student.family = albert",
+            "family is electra, and its layers cannot share weights; set student.family = albert",
         ),
-        (tiny_mpnet, {"num_hidden_groups": 1}, "would be a mpnet, .*; leave student.num_hidden_groups out"),
+        (tiny_mpnet, {"num_hidden_groups": 1}, "family is mpnet, .*; leave student.num_hidden_groups out"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(make, options, message):
