@@ -1,5 +1,7 @@
 """The job of distilling a student on prepared tokens."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +42,8 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.stages import Stages
 from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.utils.console import log
+
+SAMPLE, LOOKED_AT = 8192, 1 << 16  # tokens, and the sequences among which full ones are looked for
 
 
 def distill(
@@ -96,9 +100,15 @@ def distill(
         t = recipe.training
         if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
-        counts = _count_read_tokens(store, tokens, recipe)
+        counts, sample = _describe_text(store, tokens, recipe) if recipe.student.embedding_size else (None, None)
         student = build_student(
-            source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head, token_counts=counts
+            source,
+            **asdict(recipe.student),
+            dropout=t.dropout,
+            seed=t.seed,
+            head=head,
+            token_counts=counts,
+            sample=sample,
         )
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         if start:
@@ -158,9 +168,21 @@ def distill(
         )
 
 
-def _count_read_tokens(store: TokenDataset, tokens: Path, recipe: Recipe) -> Tensor:
-    """Return how often the student reads each token in an epoch, float64 [V]: as in the text, and [MASK] in masks."""
+def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """Return (token_counts, sample) for a start with factorized embeddings, see `build_student`; alike on every rank.
+
+    The counts, float64 [V], are of what the student reads: tokens as in the text, and [MASK] as masks put it there.
+    Without a sequence of full length there is no sample.
+    """
     counts = torch.from_numpy(store.token_counts).double()
-    mask = load_tokenizer(tokens / "tokenizer").mask_token_id
-    counts[mask] += REPLACED * recipe.data.mlm_probability * (1 - recipe.data.clean_fraction) * counts.sum()
-    return counts
+    mask = cast(int, load_tokenizer(tokens / "tokenizer").mask_token_id)
+    masked = REPLACED * recipe.data.mlm_probability
+    counts[mask] += masked * (1 - recipe.data.clean_fraction) * counts.sum()
+    length = recipe.data.sequence_length
+    rows = (torch.from_numpy(store.sequence(index).astype("int64")) for index in range(min(len(store), LOOKED_AT)))
+    whole = list(itertools.islice((row for row in rows if len(row) == length), math.ceil(SAMPLE / length)))
+    if not whole:
+        return counts, None
+    sample = torch.stack(whole)
+    chosen = torch.rand(sample.shape, generator=torch.Generator().manual_seed(recipe.training.seed)) < masked
+    return counts, torch.where(chosen, mask, sample)

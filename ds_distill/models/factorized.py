@@ -13,7 +13,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+LINEAR = 3.0  # where GELU is nearly linear for values that vary by about 1
+RIDGE = 1e-4  # of the mean of the diagonal
 
 
 class Head(NamedTuple):
@@ -110,20 +113,39 @@ def factorize_embeddings(whole: Embeddings, isometry: Tensor) -> Embeddings:
     )
 
 
-def factorize_head(whole: Head, isometry: Tensor) -> Head:
-    """Return a head whose decoder reads E coordinates. The activation lies between, so it only resembles `whole`.
+def factorize_head(whole: Head, isometry: Tensor, hidden: Tensor | None = None, output: Tensor | None = None) -> Head:
+    """Return a head whose decoder reads E coordinates.
+
+    An activation lies between, so it only resembles `whole`. Where outputs on some text are given, it is fitted to them
+    by least squares: as linear layer and norm, since the activation is a GELU, which is nearly linear at inputs as
+    large as those that the bias moves it to.
 
     Args:
         whole: The head, D wide.
         isometry: T [D, E].
+        hidden: Hidden states [N, H] that the head reads, or None.
+        output: [N, D], what it makes of them.
     """
     scale = _scale(isometry)
-    return Head(
-        isometry.T @ whole.dense.double(),
-        isometry.T @ whole.bias.double(),
-        torch.ones(isometry.shape[1]) / scale,
-        isometry.T @ whole.shift.double() / scale,
-    )
+    if hidden is None or output is None:
+        return Head(
+            isometry.T @ whole.dense.double(),
+            isometry.T @ whole.bias.double(),
+            torch.ones(isometry.shape[1]) / scale,
+            isometry.T @ whole.shift.double() / scale,
+        )
+    inputs = nn.functional.pad(hidden.double(), (0, 1), value=1.0)
+    wanted = output.double() @ isometry / scale
+    gram = inputs.T @ inputs
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    fitted = torch.linalg.solve(gram + ridge, inputs.T @ wanted).T
+    # the norm takes away the mean of the coordinates, and their common scale
+    fitted = fitted - fitted.mean(0)
+    fitted = fitted / (inputs @ fitted.T).square().mean().sqrt()
+    dense, bias = fitted[:, :-1], fitted[:, -1] + LINEAR
+    normed = nn.functional.layer_norm(nn.functional.gelu(hidden.double() @ dense.T + bias), isometry.shape[1:])
+    weight = ((normed - normed.mean(0)) * (wanted - wanted.mean(0))).mean(0) / normed.var(0, correction=0)
+    return Head(dense, bias, weight, wanted.mean(0) - weight * normed.mean(0))
 
 
 def _scale(isometry: Tensor) -> float:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.families.family import Family
 from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.intermediates import run_encoder
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.models.student_shape import add_identity, factorize, family_of_shape, set_shape
 from ds_distill.utils.console import log
@@ -113,6 +114,7 @@ def build_student(
     from_: str | None = None,
     head: bool = True,
     token_counts: Tensor | None = None,
+    sample: Tensor | None = None,
 ) -> PreTrainedModel:
     """Build a student in fp32, on the CPU, in train mode: a masked-LM model, or a bare encoder.
 
@@ -142,6 +144,8 @@ def build_student(
             intermediate_size, embedding_size, num_hidden_groups and family are then without meaning.
         head: Whether it has a masked-LM head.
         token_counts: How often text has each token, [V] or shorter, for `embedding_size`; None for equally often.
+        sample: Ids of masked text, int64 [B, L], to fit the head of an `embedding_size` to what the teacher's makes of
+            it; None for no fit.
 
     Raises:
         UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
@@ -173,7 +177,7 @@ def build_student(
     else:
         student = _new_model(config, seed, head)
     if layer_map is not None:
-        copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts)
+        copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts, sample)
     if freeze_positions:
         for name, parameter in student.named_parameters():
             if name.endswith("position_embeddings.weight"):
@@ -380,6 +384,7 @@ def copy_from_teacher(
     layer_map: list[int],
     embedding_size: int | None = None,
     token_counts: Tensor | None = None,
+    sample: Tensor | None = None,
 ) -> None:
     """Copy the teacher's parameters into the student's, by name.
 
@@ -396,6 +401,7 @@ def copy_from_teacher(
         embedding_size: The width that the student was asked to have of its embeddings, which are then factorized
             instead of cut; None for neither.
         token_counts: As in `principal_isometry`.
+        sample: As in `build_student`.
     """
     family, student_family = get_family(teacher), get_family(student)
     student_class = family.student_class(student_family.name)
@@ -421,7 +427,8 @@ def copy_from_teacher(
         width = family.embedding_width(teacher.config)
         add_identity(source, counterpart(student_family.factors.projection), width)
         if embedding_size is not None and embedding_size < width:
-            source |= factorize(source, student_family, counterpart, embedding_size, token_counts)
+            read = None if sample is None or not family.has_head(teacher) else _run_head(teacher, sample)
+            source |= factorize(source, student_family, counterpart, embedding_size, token_counts, read)
     before = "" if student_family.prefix(student) else f"{student_family.encoder}."
     new_head = student_family.has_head(student) and not family.has_head(teacher)
     for name, target in student.named_parameters(remove_duplicate=not new_head):
@@ -439,6 +446,17 @@ def copy_from_teacher(
         parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
         for own, other in zip(target.chunk(parts), whole.chunk(parts), strict=True):
             own.copy_(other[tuple(slice(size) for size in own.shape)])
+
+
+def _run_head(teacher: PreTrainedModel, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states [B · L, H] that a teacher's head reads, and [B · L, E], what its decoder does, fp32."""
+    family = get_family(teacher)
+    parts = []
+    for ids in sample.split(16):
+        hidden, _ = run_encoder(teacher, ids.to(teacher.device), None)
+        parts.append([x.flatten(0, 1).float().cpu() for x in (hidden, family.mlm_transform(teacher, hidden))])
+    hidden, output = (torch.cat(part) for part in zip(*parts, strict=True))
+    return hidden, output
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -125,6 +125,7 @@ def factorize(
     counterpart: Callable[[str], str],
     size: int,
     token_counts: Tensor | None,
+    sample: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Tensor]:
     """Return a teacher's embeddings and its head, if it has one, for embeddings of another width, by their names in it.
 
@@ -134,6 +135,7 @@ def factorize(
         counterpart: A name in the student → the one in the teacher.
         size: The width.
         token_counts: As in `principal_isometry`.
+        sample: Hidden states [N, H] that the teacher's head reads, and what it makes of them [N, D]; or None.
     """
     assert student.factors is not None  # a family has these where its config has such a width
     tables = [f"{student.encoder}.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")]
@@ -152,5 +154,7 @@ def factorize(
         for kind in ("weight", "bias")
     ]
     if head[0] in source:
-        factors |= zip(head, factorize_head(Head(*(source[name] for name in head)), isometry), strict=True)
+        factors |= zip(
+            head, factorize_head(Head(*(source[name] for name in head)), isometry, *(sample or ())), strict=True
+        )
     return factors

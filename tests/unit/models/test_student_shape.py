@@ -13,7 +13,7 @@ from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.estimate.known_models import find_known_model
 from ds_distill.losses.objective import Objective
-from ds_distill.models.factorized import principal_isometry
+from ds_distill.models.factorized import Head, factorize_head, principal_isometry
 from ds_distill.models.families import get_family
 from ds_distill.models.learnable import freeze_all_but, freeze_unreached
 from ds_distill.models.loading import load_masked_lm, no_pooler
@@ -113,6 +113,36 @@ def test_what_the_text_has_often_is_kept():
     for isometry in kept.values():
         assert torch.allclose(isometry.T @ isometry, torch.eye(12).double(), atol=1e-12)
         assert torch.allclose(isometry @ torch.ones(12).double(), torch.full((32,), math.sqrt(12 / 32)).double())
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_hidden_groups": 4}])
+def test_a_head_that_is_fitted_to_text_answers_more_like_the_teachers(shape):
+    teacher = tiny_bert(4)
+    generator = torch.Generator().manual_seed(4)
+    text, other = (torch.randint(2, 101, (size, 20), generator=generator) for size in (40, 8))
+    found = []
+    for sample in (None, text):
+        student = build_student(
+            teacher, init_layers=[0, 1, 2, 3], embedding_size=16, sample=sample, dropout=0.0, **shape
+        ).eval()
+        with torch.no_grad():
+            logits = [model(other).logits.log_softmax(-1).flatten(0, 1) for model in (student, teacher)]
+        found.append(nn.functional.kl_div(*logits, log_target=True, reduction="batchmean").item())
+    assert found[1] < 0.8 * found[0]
+
+
+def test_a_head_that_is_fitted_to_what_is_linear_gives_its_direction():
+    """What is left is the length of the output, which a norm cannot give, and how far a GELU is from linear."""
+    generator = torch.Generator().manual_seed(4)
+    hidden, dense, bias = (torch.randn(*size, generator=generator).double() for size in ((4000, 12), (32, 12), (32,)))
+    isometry = principal_isometry((torch.eye(32), torch.zeros(1, 32), torch.zeros(1, 32)), 24, None)
+    output = hidden @ dense.T
+    made = factorize_head(Head(dense, bias, torch.ones(32), torch.zeros(32)), isometry, hidden, output)
+    read = nn.functional.gelu(hidden @ made.dense.T + made.bias)
+    read = nn.functional.layer_norm(read, (24,), made.scale, made.shift)
+    wanted = output @ isometry
+    directions = (x - x.mean(1, True) for x in (read, wanted))
+    assert nn.functional.cosine_similarity(*directions, dim=1).mean() > 0.98
 
 
 def test_a_group_starts_from_the_mean_of_its_layers():
