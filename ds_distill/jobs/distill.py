@@ -171,13 +171,18 @@ def distill(
 def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """Return (token_counts, sample) for a start with factorized embeddings, see `build_student`; alike on every rank.
 
-    The counts, float64 [V], are of what the student reads: tokens as in the text, and [MASK] as masks put it there.
-    Without a sequence of full length there is no sample.
+    The counts, float64 [V], are of what the student reads, tokens as in the text and [MASK] as masks put it there, and
+    of what it is asked for, which is drawn with p ∝ count · count^-smoothing; both count as much. Without a sequence of
+    full length there is no sample.
     """
-    counts = torch.from_numpy(store.token_counts).double()
-    mask = cast(int, load_tokenizer(tokens / "tokenizer").mask_token_id)
-    masked = REPLACED * recipe.data.mlm_probability
-    counts[mask] += masked * (1 - recipe.data.clean_fraction) * counts.sum()
+    counts, tokenizer = torch.from_numpy(store.token_counts).double(), load_tokenizer(tokens / "tokenizer")
+    mask = cast(int, tokenizer.mask_token_id)
+    asked = torch.where(counts > 0, counts ** (1 - recipe.data.mlm_smoothing), 0.0)
+    asked[tokenizer.all_special_ids] = 0.0
+    total, masked = counts.sum(), REPLACED * recipe.data.mlm_probability
+    counts[mask] += masked * (1 - recipe.data.clean_fraction) * total
+    if recipe.need_vocabulary:
+        counts += total * asked / asked.sum().clamp_min(1.0)
     length = recipe.data.sequence_length
     rows = (torch.from_numpy(store.sequence(index).astype("int64")) for index in range(min(len(store), LOOKED_AT)))
     whole = list(itertools.islice((row for row in rows if len(row) == length), math.ceil(SAMPLE / length)))
