@@ -37,10 +37,16 @@ class Student:
             rows and columns of the teacher's weights.
         intermediate_size: Width of the feed-forward layers; by default the teacher's, reduced as hidden_size is. A
             smaller one is initialized from the first columns of the teacher's.
+        embedding_size: Width of the embeddings; by default the teacher's, reduced as hidden_size is. A smaller one is
+            initialized from the principal components of the teacher's embeddings, tokens weighted by how often the
+            text has them, with a projection on the hidden size behind them. The student is then an ELECTRA.
+        num_hidden_groups: Number of groups of consecutive layers that share their weights; by default each layer has
+            its own. A group is initialized from the mean of its layers. The student is then an ALBERT.
         family: Family of the student's class, by its model_type: the teacher's own, or of any teacher "bert",
-            "distilbert" or "modernbert". A student of another class starts from what both classes have: the layers of
-            all families but ModernBERT, or else the word embeddings. By default "distilbert" for a BERT, whose token
-            types only "bert" keeps, and for others the teacher's own.
+            "distilbert", "electra", "albert" or "modernbert". A student of another class starts from what both classes
+            have: the layers of all families but ModernBERT, or else the word embeddings. By default the one that
+            embedding_size or num_hidden_groups asks for, or else "distilbert" for a BERT, whose token types a
+            DistilBERT does not have, and for others the teacher's own.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
             they were sinusoidal before BERT's overwrote them. A model with rotary positions has none, and is refused.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,
@@ -52,6 +58,8 @@ class Student:
     num_layers: int | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None
+    embedding_size: int | None = None
+    num_hidden_groups: int | None = None
     family: Name | None = None
     freeze_positions: bool = False
     from_: UserPath | None = None
@@ -162,7 +170,7 @@ class Recipe:
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
         if self.student.from_ is not None:
-            for key in ("init_layers", "num_layers", "hidden_size", "intermediate_size", "family"):
+            for key in (key for key in vars(self.student) if key not in ("freeze_positions", "from_")):
                 if (value := getattr(self.student, key)) != (default := getattr(Student(), key)):
                     raise UserError(
                         f"student.from = {self.student.from_}: the student keeps the class and the shape of that "
@@ -298,9 +306,11 @@ class Recipe:
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
         keys["losses.match"] = [_match_identity(match) for match in keys["losses.match"]]
-        for key in ("data.clean_fraction", "student.intermediate_size", "student.family"):
-            if not keys[key]:
-                del keys[key]  # nor these
+        for key in ("intermediate_size", "embedding_size", "num_hidden_groups", "family"):
+            if not keys[f"student.{key}"]:
+                del keys[f"student.{key}"]  # nor these
+        if not keys["data.clean_fraction"]:
+            del keys["data.clean_fraction"]  # nor this
         if self.stages:
             keys["stages"] = [
                 {key: value for key, value in asdict(stage).items() if key != "quantize" or value}

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     CamembertForMaskedLM,
@@ -32,7 +34,18 @@ from transformers import (
 from ds_distill.data.tokenizer import SPECIAL_TOKENS, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+FAMILIES = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
 ROBERTA_LIKE = {
     "camembert": CamembertForMaskedLM,
     "roberta": RobertaForMaskedLM,
@@ -165,10 +178,15 @@ def save_encoder(family: str, folder: Path) -> Path:
                 **SIZES,
             )
         )
-    elif family == "electra":
+    elif family in ("albert", "electra"):  # with the tokenizer of a BERT, whose student either may be
         size = len(train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder))
-        config = ElectraConfig(vocab_size=size, embedding_size=16, max_position_embeddings=POSITIONS, **SIZES)
-        model = ElectraForMaskedLM(config)
+        config = {"vocab_size": size, "embedding_size": 16, "max_position_embeddings": POSITIONS, **SIZES}
+        ids = {"bos_token_id": None, "eos_token_id": None}
+        model = (
+            ElectraForMaskedLM(ElectraConfig(**config))
+            if family == "electra"
+            else AlbertForMaskedLM(AlbertConfig(**config, **ids))
+        )
     elif family == "mpnet":
         mpnet_tokenizer(folder)
         size = len(PreTrainedTokenizerFast.from_pretrained(folder))

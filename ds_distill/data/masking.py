@@ -12,6 +12,9 @@ IGNORE_INDEX = -100  # the label that cross-entropy skips
 _STREAM = 0x6D61736B  # "mask": keeps these draws apart from every other use of the seed
 
 
+REPLACED = 0.8  # share of the masked tokens that become [MASK]
+
+
 def masked_count(n: int, probability: float = 0.15) -> int:
     """Return how many of `n` maskable tokens a block masks.
 
@@ -90,7 +93,7 @@ class Masker:
         labels[chosen] = input_ids[chosen]
         fate = uniform[len(positions) : len(positions) + count]
         drawn = self._ordinary[(uniform[len(positions) + count :] * len(self._ordinary)).astype(np.int64)]
-        input_ids[chosen] = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, drawn, labels[chosen]))
+        input_ids[chosen] = np.where(fate < REPLACED, self.mask_id, np.where(fate < 0.9, drawn, labels[chosen]))
         return input_ids, labels
 
     def _whole_words(

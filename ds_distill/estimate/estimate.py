@@ -28,7 +28,8 @@ from ds_distill.models.families import check_positions, check_recomputes, could_
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import new_model
 from ds_distill.models.precision import common_dtype, teacher_dtype
-from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student
+from ds_distill.models.student import count_parameters
+from ds_distill.models.student_plan import find_start, plan_copy, plan_student
 from ds_distill.models.teacher import Teacher, needed_part
 from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.stages import Span, spans_of
@@ -256,7 +257,7 @@ class Estimator:
             projected = self._projected(losses)
             total += share * flops_per_token(None, self.student.config, self.length, projected)
             for model in self.teachers if losses.need_teacher else ():
-                layers = len(get_family(model).get_layers(model))
+                layers = get_family(model).count_layers(model)
                 part = forward_flops_per_token(model.config, self.length, projected if losses.kl else 0.0, layers)
                 total += share * part
         return total
@@ -266,7 +267,7 @@ class Estimator:
         taught = sum(share for share, losses in self.objectives if losses.need_teacher)
         models = [(model, taught) for model in self.teachers if taught] + [(self.student, 3.0)]
         passes = [
-            (len(get_family(model).get_layers(model)), get_family(model).dims(model.config).width, times)
+            (get_family(model).count_layers(model), get_family(model).dims(model.config).width, times)
             for model, times in models
         ]
         work = Work(

@@ -61,15 +61,23 @@ def _seen(length: int, window: int | None) -> float:
 
 
 def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
-    """Return how many linear layers of each shape (in, out) a masked-LM model has in its encoder and in its head."""
+    """Return how many linear layers of each shape (in, out) a masked-LM model runs in its encoder and in its head.
+
+    Layers that share their weights run each time.
+    """
     with torch.device("meta"):  # nothing is allocated
         model = new_model(config, head=True)
+    family = get_family(model)
+    places = family.layer_places(config)
+    runs = {
+        part: places.count(place) for place, layer in enumerate(family.get_layers(model)) for part in layer.modules()
+    }
     encoder: Counter[tuple[int, int]] = Counter()
     head: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            part = encoder if name.startswith(f"{get_family(model).encoder}.") else head
-            part[module.in_features, module.out_features] += 1
+            part = encoder if name.startswith(f"{family.encoder}.") else head
+            part[module.in_features, module.out_features] += runs.get(module, 1)
     return encoder, head
 
 

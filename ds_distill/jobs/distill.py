@@ -1,13 +1,20 @@
 """The job of distilling a student on prepared tokens."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.masking import REPLACED
 from ds_distill.data.run_data import open_run_data
+from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs.frozen_teacher import freeze_teachers
 from ds_distill.jobs.micro_batch import with_resolved_micro_batch
@@ -24,7 +31,8 @@ from ds_distill.models.families import get_family
 from ds_distill.models.families.students import copies_embeddings
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_teacher
-from ds_distill.models.student import build_student, count_parameters, find_start, load_start, plan_student
+from ds_distill.models.student import build_student, count_parameters, load_start
+from ds_distill.models.student_plan import find_start, plan_student
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_one_vocabulary
 from ds_distill.recipe import Losses, Recipe
@@ -36,6 +44,8 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.stages import Stages
 from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.utils.console import log
+
+SAMPLE, LOOKED_AT = 8192, 1 << 16  # tokens, and the sequences among which full ones are looked for
 
 
 def distill(
@@ -92,10 +102,19 @@ def distill(
         t = recipe.training
         if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
-        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed, head=head)
+        counts, sample = _describe_text(store, tokens, recipe) if recipe.student.embedding_size else (None, None)
+        student = build_student(
+            source,
+            **asdict(recipe.student),
+            dropout=t.dropout,
+            seed=t.seed,
+            head=head,
+            token_counts=counts,
+            sample=sample,
+        )
         layer_map, student_config = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         starts_from_words = layer_map is None and not start and recipe.student.init_layers != "random"
-        starts_from_words &= copies_embeddings(get_family(source), source.config)
+        starts_from_words &= copies_embeddings(get_family(source), source.config, get_family(student), student.config)
         if start:
             log(f"student: a copy of {start.name}")
         elif head and not get_family(source).has_head(source):
@@ -152,3 +171,28 @@ def distill(
             # a report finds the run of the teacher, where it is one, by this
             **({"teacher_folder": str(first.path)} if len(teachers) == 1 else {}),
         )
+
+
+def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """Return (token_counts, sample) for a start with factorized embeddings, see `build_student`; alike on every rank.
+
+    The counts, float64 [V], are of what the student reads, tokens as in the text and [MASK] as masks put it there, and
+    of what it is asked for, which is drawn with p ∝ count · count^-smoothing; both count as much. Without a sequence of
+    full length there is no sample.
+    """
+    counts, tokenizer = torch.from_numpy(store.token_counts).double(), load_tokenizer(tokens / "tokenizer")
+    mask = cast(int, tokenizer.mask_token_id)
+    asked = torch.where(counts > 0, counts ** (1 - recipe.data.mlm_smoothing), 0.0)
+    asked[tokenizer.all_special_ids] = 0.0
+    total, masked = counts.sum(), REPLACED * recipe.data.mlm_probability
+    counts[mask] += masked * (1 - recipe.data.clean_fraction) * total
+    if recipe.need_vocabulary:
+        counts += total * asked / asked.sum().clamp_min(1.0)
+    length = recipe.data.sequence_length
+    rows = (torch.from_numpy(store.sequence(index).astype("int64")) for index in range(min(len(store), LOOKED_AT)))
+    whole = list(itertools.islice((row for row in rows if len(row) == length), math.ceil(SAMPLE / length)))
+    if not whole:
+        return counts, None
+    sample = torch.stack(whole)
+    chosen = torch.rand(sample.shape, generator=torch.Generator().manual_seed(recipe.training.seed)) < masked
+    return counts, torch.where(chosen, mask, sample)

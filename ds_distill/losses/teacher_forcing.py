@@ -84,9 +84,10 @@ def force_teacher(
     """
     family = get_family_by_type(student.model_type)
     if not family.layers_stand_alone:
+        shared = "weights" if family.names.groups else "relative positions"
         raise UserError(
-            f"{key}.teacher_forced: the layers of a {family.name} do not run one by one, since they share relative "
-            "positions; leave it out"
+            f"{key}.teacher_forced: the layers of a {family.name} do not run one by one, since they share {shared}; "
+            "leave it out"
         )
     ours, theirs = (get_family_by_type(config.model_type).dims(config) for config in (student, teacher))
     if ours.width != theirs.width:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,7 +12,9 @@ from transformers import PreTrainedModel
 
 from ds_distill.models.families import get_family
 from ds_distill.models.families.family import Family
-from ds_distill.models.families.students import get_student_class, rename, weights_as_bert
+from ds_distill.models.families.students import copies_embeddings, get_student_class, rename, weights_as_bert
+from ds_distill.models.intermediates import run_encoder
+from ds_distill.models.student_shape import add_identity, factorize
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -90,44 +93,110 @@ def tell_of_another_class(
 
 
 @torch.no_grad()
-def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int] | None) -> list[str]:
+def copy_from_teacher(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    layer_map: list[int] | None,
+    embedding_size: int | None = None,
+    token_counts: Tensor | None = None,
+    sample: Tensor | None = None,
+) -> list[str]:
     """Copy the teacher's parameters into the student's, by name; return the names of those that stay as they are.
 
-    Student layer i gets those of teacher layer `layer_map[i]`; without a map, layers stay as they are. A narrower
-    student takes the first rows and columns, of a weight in `Family.fused` those of each of its parts. A student of
-    another class takes what both classes have, see models.families.students. Where only the student has a masked-LM
-    head, the head stays as it is, but for a decoder that is tied to its word embeddings. A norm that only the teacher's
-    first layer lacks stays as it is too.
+    Student layer i gets those of teacher layer `layer_map[i]`, and layers that share weights the mean of those of their
+    teacher layers; without a map, layers stay as they are. A narrower student takes the first rows and columns, of a
+    weight in `Family.fused` those of each of its parts. A student of another class takes what both classes have, see
+    models.families.students. Where only the student has a masked-LM head, the head stays as it is, but for a decoder
+    that is tied to its word embeddings. A norm that only the teacher's first layer lacks stays as it is too.
+
+    Args:
+        teacher: The teacher.
+        student: The student, in place.
+        layer_map: For each student layer the teacher's, or None.
+        embedding_size: The width that the student was asked to have of its embeddings, which are then factorized
+            instead of cut; None for neither.
+        token_counts: As in `principal_isometry`.
+        sample: As in `build_student`.
     """
     family, student_family = get_family(teacher), get_family(student)
     student_class = get_student_class(family, student_family.name)
-    layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
-    # names are those of a masked-LM model, and a tied parameter has two
-    before = "" if family.prefix(teacher) else f"{family.encoder}."
-    source: dict[str, Tensor] = {
-        f"{before}{name}": parameter for name, parameter in teacher.named_parameters(remove_duplicate=False)
-    }
+    source = _parameters_of_layers(teacher)
     if student_class:
-        source = student_class.fold(weights_as_bert(family, teacher.config, source))
+        embeddings = copies_embeddings(family, teacher.config, student_family, student.config)
+        source = student_class.fold(weights_as_bert(family, teacher.config, source, embeddings))
+    renames = student_family.as_bert.renames if student_class else {}
+
+    def counterpart(name: str) -> str:
+        return rename(name, renames)
+
+    words = counterpart(f"{student_family.encoder}.embeddings.word_embeddings.weight")
+    if student_family.factors and words in source:
+        width = family.embedding_width(teacher.config)
+        add_identity(
+            source, *(counterpart(f"{student_family.factors.projection}.{x}") for x in ("weight", "bias")), width
+        )
+        if embedding_size is not None and embedding_size < width:
+            read = None if sample is None or not family.has_head(teacher) else _run_head(teacher, sample)
+            source |= factorize(source, student_family, counterpart, embedding_size, token_counts, read)
+    layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
+    places = student_family.layer_places(student.config)
     before = "" if student_family.prefix(student) else f"{student_family.encoder}."
     new_head = student_family.has_head(student) and not family.has_head(teacher)
     copied: set[int] = set()
     for own_name, target in student.named_parameters(remove_duplicate=False):
         name = f"{before}{own_name}"
-        if new_head and not name.startswith(f"{student_family.encoder}."):
+        if id(target) in copied or (new_head and not name.startswith(f"{student_family.encoder}.")):
             continue
+        names = [name]
         if layer := layers.match(name):
             if layer_map is None:
                 continue
-            name = layers.sub(f"{student_family.layers}.{layer_map[int(layer[1])]}.", name)
-        if student_class:
-            name = rename(name, student_family.as_bert.renames)
-        module = name.rpartition(".")[0]
+            of_place = [other for place, other in zip(places, layer_map, strict=True) if place == int(layer[1])]
+            names = [layers.sub(f"{student_family.layers}.{other}.", name) for other in of_place]
+        names = [counterpart(name) for name in names]
+        module = names[0].rpartition(".")[0]
         lacks_norm = bool(family.absent_in_first) and module.endswith(f".{family.absent_in_first}")
-        if name not in source and (student_class or lacks_norm):
+        if names[0] not in source and (student_class or lacks_norm):
             continue
+        whole = _mean([source[name] for name in names])
         parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
-        for own, other in zip(target.chunk(parts), source[name].chunk(parts), strict=True):
+        for own, other in zip(target.chunk(parts), whole.chunk(parts), strict=True):
             own.copy_(other[tuple(slice(size) for size in own.shape)])
         copied.add(id(target))
     return [name for name, parameter in student.named_parameters() if id(parameter) not in copied]
+
+
+def _parameters_of_layers(teacher: PreTrainedModel) -> dict[str, Tensor]:
+    """Return a model's parameters by their names in a masked-LM model, where a tied one has two.
+
+    One that several layers share has a name for each of them, with the layer's number instead of the group's.
+    """
+    family = get_family(teacher)
+    layers, places = re.compile(rf"{re.escape(family.layers)}\.(\d+)\."), family.layer_places(teacher.config)
+    before = "" if family.prefix(teacher) else f"{family.encoder}."
+    parameters: dict[str, Tensor] = {}
+    for own_name, parameter in teacher.named_parameters(remove_duplicate=False):
+        name = f"{before}{own_name}"
+        if layer := layers.match(name):
+            shared_by = [number for number, place in enumerate(places) if place == int(layer[1])]
+            parameters |= {layers.sub(f"{family.layers}.{number}.", name): parameter for number in shared_by}
+        else:
+            parameters[name] = parameter
+    return parameters
+
+
+def _mean(weights: Sequence[Tensor]) -> Tensor:
+    """Return the mean of weights in fp32, each counted once; a single one as it is."""
+    different = list({id(weight): weight for weight in weights}.values())
+    return different[0] if len(different) == 1 else torch.stack([weight.float() for weight in different]).mean(0)
+
+
+def _run_head(teacher: PreTrainedModel, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states [B · L, H] that a teacher's head reads, and [B · L, E], what its decoder does, fp32."""
+    family = get_family(teacher)
+    parts = []
+    for ids in sample.split(16):
+        hidden, _ = run_encoder(teacher, ids.to(teacher.device), None)
+        parts.append([x.flatten(0, 1).float().cpu() for x in (hidden, family.mlm_transform(teacher, hidden))])
+    hidden, output = (torch.cat(part) for part in zip(*parts, strict=True))
+    return hidden, output

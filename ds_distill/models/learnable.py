@@ -40,10 +40,15 @@ def freeze_all_but(
     Raises:
         UserError: A layer does not exist, or no term reaches a part that is named.
     """
-    depth = len(get_family(model).get_layers(model))
+    places = get_family(model).layer_places(model.config)
+    depth = len(places)
     for part in learnable:
         if isinstance(part, int) and part >= depth:
             raise UserError(f"{key}.learnable: layer {part}: the student has {depth} layers, 0 to {depth - 1}")
+        if isinstance(part, int) and (first := places.index(places[part])) != part:
+            raise UserError(
+                f"{key}.learnable: layer {part}: has the weights of layer {first}; give {first}, which trains both"
+            )
         if part > highest if isinstance(part, int) else part == "head" and not head:
             what = f"layer {part}" if isinstance(part, int) else part
             reach = f"layers 0 to {highest}" if highest >= 0 else "the embeddings"
@@ -59,7 +64,12 @@ def freeze_all_but(
 def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]:
     """Yield each parameter, tied ones once, with its layer's number, or "embeddings", or "head"."""
     family = get_family(model)
-    layer_of = {id(p): number for number, layer in enumerate(family.get_layers(model)) for p in layer.parameters()}
+    places = family.layer_places(model.config)
+    layer_of = {
+        id(parameter): places.index(place)  # where several share it, the first
+        for place, layer in enumerate(family.get_layers(model))
+        for parameter in layer.parameters()
+    }
     if (norm := family.get_final_norm(model)) is not None:  # it has a gradient where the last layer has one
         layer_of |= {id(parameter): len(family.get_layers(model)) - 1 for parameter in norm.parameters()}
     encoder = {id(parameter) for parameter in family.get_encoder(model).parameters()}

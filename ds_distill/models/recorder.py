@@ -49,7 +49,7 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.states = self._read_slots() if error is None else {}
         for slot in self._slots.values():
-            slot.records, slot.output = False, None
+            slot.records, slot.outputs = False, []
         if error is None and len(self.states) < len(self._slots):
             missing = ", ".join(f"{site.quantity} {site.layer}" for site in self._slots if site not in self.states)
             raise RuntimeError(f"the encoder has not computed {missing}")
@@ -57,7 +57,10 @@ class Recorder:
     def _read_slots(self) -> dict[Site, Tensor]:
         """Return what the slots hold, by site."""
         family, encoder = get_family(self._model), get_family(self._model).get_encoder(self._model)
-        outputs = {site: slot.output for site, slot in self._slots.items() if slot.output is not None}
+        turns = {site: _turn(self._model, site) for site in self._slots}
+        outputs = {
+            site: slot.outputs[turns[site]] for site, slot in self._slots.items() if turns[site] < len(slot.outputs)
+        }
         if family.split_projections is None:
             return outputs
         layers = family.get_layers(self._model)
@@ -70,27 +73,29 @@ class _Slot:
     """Where a hook puts the output of a module.
 
     Attributes:
-        output: What the module returned, or None.
+        outputs: What the module returned, each time that it ran.
+        turns: How many of these are kept.
         records: Whether the hook puts it here: not in the backward pass, where gradient checkpointing computes layers
             again.
     """
 
     def __init__(self) -> None:
-        self.output: Tensor | None = None
+        self.outputs: list[Tensor] = []
+        self.turns = 1
         self.records = False
 
 
 def _keep(module: Any, inputs: Any, output: Tensor) -> None:
     slot = module.recording_slot
     # DeBERTa runs the projections of tokens on its relative positions too, afterwards.
-    if slot.records and slot.output is None:
-        slot.output = output
+    if slot.records and len(slot.outputs) < slot.turns:
+        slot.outputs.append(output)
 
 
 def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
     """Return the slot of a site, and make it at its first use."""
     family = get_family(model)
-    layer = family.get_layers(model)[site.layer]
+    layer = family.get_layers(model)[family.layer_places(model.config)[site.layer]]
     assert family.projections is not None  # losses.terms refuses such a family
     module = layer.get_submodule(family.projections[PROJECTIONS.index(site.quantity)])
     slot = vars(module).get("recording_slot")
@@ -99,8 +104,15 @@ def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
         # It comes after the hooks of ZeRO-3, so that what it sees has passed through the operation that gathers the
         # module's weights for its backward.
         module.register_forward_hook(_keep)
+    slot.turns = max(slot.turns, 1 + _turn(model, site))
     if layer._compiled_call_impl is not None and torch._dynamo.config.skip_nnmodule_hook_guards:
         # By default compiled code does not look for hooks, so that of one layer would serve all others.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
     return slot
+
+
+def _turn(model: PreTrainedModel, site: Site) -> int:
+    """Return how many layers below a site have its layer's weights, and so run its modules before it."""
+    places = get_family(model).layer_places(model.config)
+    return places[: site.layer].count(places[site.layer])

@@ -124,7 +124,7 @@ class Teacher:
 
     @property
     def num_layers(self) -> int:
-        return len(self._family.get_layers(self.model))
+        return self._family.count_layers(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +166,8 @@ def needed_part(model: PreTrainedModel, sites: Sequence[Site], *, head: bool) ->
         return model
     family = get_family(model)
     encoder = family.get_encoder(model)
-    if all(site.layer != LAST for site in sites):
+    # the groups of layers that share weights are those of the whole depth
+    if all(site.layer != LAST for site in sites) and not family.names.groups:
         del family.get_layers(model)[1 + max((0, *(site.layer for site in sites))) :]
         if family.final_norm:  # transformers gives its output as that of the highest layer
             encoder.set_submodule(family.final_norm, nn.Identity().eval())

@@ -20,7 +20,8 @@ from ds_distill.models.copying import check_tied
 from ds_distill.models.families import check_positions, check_recomputes
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
-from ds_distill.models.student import find_start, load_start, plan_student
+from ds_distill.models.student import load_start
+from ds_distill.models.student_plan import find_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Recipe

@@ -20,6 +20,8 @@ STUDENT_KEYS = (
     "student.num_layers",
     "student.hidden_size",
     "student.intermediate_size",
+    "student.embedding_size",
+    "student.num_hidden_groups",
     "student.family",
     "student.init_layers",
     "training.max_tokens",

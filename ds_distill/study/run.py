@@ -133,7 +133,7 @@ def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: S
     # These modules import torch, and a report need not wait for that.
     from ds_distill.finetune.inner_terms import InnerTerms
     from ds_distill.models.folder import find_model_folder
-    from ds_distill.models.student import plan_student
+    from ds_distill.models.student_plan import plan_student
 
     teacher = find_model_folder(study.teacher).config
     for name, terms in asked.values():

@@ -67,7 +67,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
 def _describe(model: PreTrainedModel) -> str:
     """Return a model in words: what its config says, and what of that runs."""
     family = get_family(model)
-    text, layers = describe_model(model.config, count_parameters(model)), len(family.get_layers(model))
+    text, layers = describe_model(model.config, count_parameters(model)), family.count_layers(model)
     if layers < family.dims(model.config).depth:
         text += f" up to layer {layers - 1}, the highest that is compared"
     return text + ("" if family.has_head(model) else ", without a masked-LM head")

@@ -3,9 +3,9 @@
 Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
 {"deepspeed": name in ds_configs/deepspeed, "family": "bert", "dtype": "float32", "optimizer": "auto",
 "accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false, "clean": [],
-"pruned": [[heads, columns] of each layer]}
+"pruned": [[heads, columns] of each layer], "shape": {}}
 
-"clean" has the numbers of the sequences that are not masked.
+"clean" has the numbers of the sequences that are not masked, "shape" what build_student is asked for besides.
 """
 
 import contextlib
@@ -123,7 +123,8 @@ def run_case(what: dict, rank: int, world: int) -> None:
     teacher = Teacher(bert)
     before, clean = teacher.fingerprint(), what.get("clean", [])
     looked_at = [row for row in range(GLOBAL) if row not in clean]
-    student = build_student(bert, init_layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
+    shape = {"init_layers": [0, 3], "freeze_positions": what.get("freeze", False)} | what.get("shape", {})
+    student = build_student(bert, dropout=0.0, **shape)
     if shapes := what.get("pruned"):
         prune_model(student, [LayerShape(*shape) for shape in shapes], "first")
     reference = copy.deepcopy(student)

@@ -10,6 +10,7 @@ import pytest
 from tests.start import run_ranks
 
 STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [1, 2, 4]} for stage in range(4)]
+SHARED = {"init_layers": [0, 1, 3], "num_hidden_groups": 2, "embedding_size": 12}
 OPTIONS = [
     {"deepspeed": "zero2_offload"},
     {"deepspeed": "zero1", "optimizer": "torch"},
@@ -17,6 +18,8 @@ OPTIONS = [
     {"deepspeed": "zero0", "compiled": True},
     *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (1, 3)),
     *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (1, 3)),
+    # two of the three layers have one set of weights
+    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in (1, 3)),
     # with one sequence per micro-batch, a rank has steps without a masked sequence
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (1, 3)),
 ]
@@ -25,6 +28,7 @@ LONG = [
     {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
     {"deepspeed": "zero0", "freeze": True},
     *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (0, 2)),
+    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in (0, 2)),
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2)),
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
@@ -33,6 +37,7 @@ BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "freeze":
 BF16_LONG = [
     {"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True},
     {"deepspeed": "zero0", "dtype": "bfloat16", "overflow": True, "freeze": True},
+    {"deepspeed": "zero2", "dtype": "bfloat16", "overflow": True, "shape": SHARED},
 ]
 FP16 = [{"deepspeed": f"zero{stage}", "dtype": "float16"} for stage in range(4)]
 FP16 += [{"deepspeed": "zero0", "dtype": "float16", "optimizer": "torch"}]

@@ -168,6 +168,7 @@ TERMS = {
     "hidden": "{loss: mse, of: [embeddings, hidden], layers: span_ends, normalize: true}",
     "cosine": "{loss: cosine, of: embeddings, normalize: true}",
 }
+SHARED = ["--student.num_hidden_groups", 1, "--student.embedding_size", 8]  # a layer that runs twice
 NARROW = ["--student.hidden_size", 16]  # a projection between the widths is trained, too
 
 
@@ -175,7 +176,7 @@ NARROW = ["--student.hidden_size", 16]  # a projection between the widths is tra
 @pytest.mark.parametrize(
     ("terms", "options"),
     [
-        (["relation", "hidden"], [*shape(1, "fp32"), *NARROW]),
+        (["relation", "hidden"], [*shape(1, "fp32"), *NARROW, *SHARED]),
         *(
             pytest.param([term], [*shape(stage, precision), *narrow], marks=pytest.mark.long)
             for term in TERMS

@@ -34,6 +34,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT
+from tests.tiny import save_encoder
 from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
 
 LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, get_task("rte"), "model", tuned=False))
@@ -188,6 +189,25 @@ def test_a_config_of_another_form(folder, changes):
     for load in LOADERS:
         with pytest.raises(UserError, match="config.json|model_type"):
             load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups = 0: must be 1 to num_hidden_layers"),
+        ("albert", {"num_hidden_groups": 3}, "num_hidden_groups = 3: must be"),
+        ("albert", {"num_hidden_groups": "1"}, "config.json cannot be used"),
+        ("albert", {"inner_group_num": 2}, "inner_group_num = 2: only one layer in each group"),
+        ("albert", {"embedding_size": 32}, "disagree on the shape of .*albert.embeddings"),
+        ("electra", {"embedding_size": 32}, "config.json"),
+        ("electra", {"embedding_size": -1}, "config.json does not describe a model"),
+        ("electra", {"embedding_size": 2**30}, "config.json describes .* parameters, but"),
+    ],
+)
+def test_sizes_of_embeddings_and_groups_that_do_not_fit_the_weights(tmp_path, family, changes, said):
+    change(save_encoder(family, tmp_path) / "config.json", **changes)
+    with pytest.raises(UserError, match=said):
+        load_masked_lm(str(tmp_path))
 
 
 @pytest.mark.promise(

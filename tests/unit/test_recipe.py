@@ -11,7 +11,7 @@ from ds_distill.cli.arguments import SECTIONS, build_recipe
 from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.data.hub_sets import _HUB
 from ds_distill.losses.terms import make_matches
-from ds_distill.models.student import plan_student, resolve_layer_map
+from ds_distill.models.student_plan import plan_student, resolve_layer_map
 from ds_distill.recipe import Recipe, Student, Training
 from ds_distill.study.paper import PAPER_ABLATION
 from ds_distill.study.plan import Study

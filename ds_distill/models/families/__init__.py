@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ds_distill.models.families.albert import ALBERT
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.deberta import DEBERTA_V2
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        ALBERT,
         BERT,
         CAMEMBERT,
         DEBERTA_V2,

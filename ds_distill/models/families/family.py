@@ -28,6 +28,7 @@ class ConfigNames:
     Attributes:
         embedding: The key of the width of the embeddings and of the decoder's input, where that may differ from the
             encoder's.
+        groups: The key of the number of groups of layers that share their weights, where layers can share them.
         per_layer: The keys of lists that have one entry for each layer.
     """
 
@@ -39,6 +40,7 @@ class ConfigNames:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     embedding: str | None = None
+    groups: str | None = None
     eps: str = "layer_norm_eps"
     per_layer: tuple[str, ...] = ()
 
@@ -54,7 +56,8 @@ class AsBert:
 
     Attributes:
         renames: Parts of a parameter's name in the family's masked-LM model, and BERT's names of them, replaced in
-            this order. A parameter whose new name BERT does not have is left out.
+            this order. A parameter whose new name BERT does not have is left out. The projection behind embeddings of
+            their own width, which no BERT has, is called `bert.embeddings_project`.
         layers: Whether the layers compute what BERT's do, and so can be copied between the families.
         fold: (config, parameters under BERT's names) → the same with what only this family has made part of others.
         lost: What BERT's attention has no place for, for the log; empty where its layers are the same.
@@ -64,6 +67,21 @@ class AsBert:
     layers: bool = True
     fold: Callable[[PretrainedConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda config, weights: weights
     lost: str = ""
+
+
+class Factors(NamedTuple):
+    """Where a masked-LM model with embeddings of their own width E leaves that width, and where it returns to it.
+
+    Attributes:
+        projection: The `nn.Linear` from the embeddings [..., E] to the first layer [..., H], which some models lack
+            where E = H.
+        dense: The head's `nn.Linear` from [..., H] to [..., E].
+        norm: The head's norm after it, over E.
+    """
+
+    projection: str
+    dense: str
+    norm: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,10 @@ class Family:
         name: The family's `config.model_type`.
         title: What people call it.
         encoder: The module that returns `last_hidden_state` from input_ids and attention_mask.
-        layers: The encoder's layers.
+        layers: The encoder's layers. Where layers share weights, their groups, one entry for each.
+        within_group: Within a group of layers that share weights, the layer.
+        factors: Where embeddings of their own width become as wide as the layers, and back; None where a model has one
+            width.
         decoder: The vocabulary `nn.Linear`.
         mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
         names: The config's names.
@@ -114,7 +135,8 @@ class Family:
             products of queries and keys would compare something else than attention.
         layers_stand_alone: Whether a layer computes from hidden states and a mask alone.
         position_rows: From the config, with how many vectors of positions each token is multiplied in each layer.
-        standardize: Brings the config of a folder into the form that the paths are for, in place.
+        standardize: Brings the config of a folder into the form that the paths are for, in place; ValueError where that
+            cannot be.
         narrow: (student's config, teacher's config): adapts, in place, the sizes beyond those of `Dims` to the
             student's width.
         head_renames: (config.json's content, names in the files) → patterns of names of the masked-LM head's weights in
@@ -131,6 +153,8 @@ class Family:
     names: ConfigNames = ConfigNames()
     as_bert: AsBert = AsBert()
     student: str | None = None
+    within_group: str | None = None
+    factors: Factors | None = None
     ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     outputs: tuple[str, str] | None = ("attention.output.dense", "output.dense")
     output_norms: tuple[str, str] = ("attention.output.LayerNorm", "output.LayerNorm")
@@ -183,8 +207,26 @@ class Family:
         return getattr(model, self.encoder, model)
 
     def get_layers(self, model: PreTrainedModel) -> Any:
-        """Return the nn.ModuleList of the encoder's layers."""
-        return self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
+        """Return the nn.ModuleList of the encoder's layers, those that share weights once."""
+        layers = self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
+        if self.within_group is None:
+            return layers
+        from torch import nn
+
+        return nn.ModuleList(group.get_submodule(self.within_group) for group in layers)
+
+    def count_layers(self, model: PreTrainedModel) -> int:
+        """Return how many layers run, those that share weights each time."""
+        return self.dims(model.config).depth if self.names.groups else len(self.get_layers(model))
+
+    def layer_places(self, config: Any) -> list[int]:
+        """Return for each layer of a model of this config its entry in `get_layers`: several where they share weights.
+
+        Consecutive layers are a group. Source: transformers' AlbertTransformer.
+        """
+        depth = self.dims(config).depth
+        groups = getattr(config, self.names.groups) if self.names.groups else depth
+        return [int(layer / (depth / groups)) for layer in range(depth)]
 
     def get_final_norm(self, model: PreTrainedModel) -> nn.Module | None:
         """Return the encoder's norm after the last layer, or None."""

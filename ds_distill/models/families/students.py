@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ds_distill.models.families.albert import ALBERT
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.distilbert import DISTILBERT
+from ds_distill.models.families.electra import ELECTRA
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.modernbert import MODERNBERT
 from ds_distill.utils.errors import UserError
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEW_POSITIONS = 512  # BERT's: more new position embeddings than a run reads would stay random
-EMBEDDINGS = "bert.embeddings."
-WORDS, POSITIONS, TYPES = (f"{EMBEDDINGS}{name}_embeddings.weight" for name in ("word", "position", "token_type"))
+EMBEDDINGS = "bert.embeddings"
+WORDS, POSITIONS, TYPES = (f"{EMBEDDINGS}.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def get_student_class(teacher: Family, name: str | None = None) -> StudentClass 
     if name not in STUDENT_CLASSES:
         names = list_students(teacher)
         raise UserError(
-            f"student.family = {name}: a student of a {teacher.name} can be a {', a '.join(names[:-1])} or a "
+            f"student.family = {name}: a student of a {teacher.name} can be of the family {', '.join(names[:-1])} or "
             f"{names[-1]}; give one of these, or leave it out"
         )
     return STUDENT_CLASSES[name]
@@ -74,37 +76,46 @@ def copies_layers(teacher: Family, student: Family) -> bool:
     return teacher.as_bert.layers and student.as_bert.layers
 
 
-def copies_positions(teacher: Family, config: Any) -> bool:
-    """Return whether a student of another class can start from the position embeddings of a teacher of this config."""
-    return teacher.has_positions(config) and copies_embeddings(teacher, config)
+def copies_positions(teacher: Family, config: Any, student: Family, student_config: Any) -> bool:
+    """Return whether a student of another class can start from a teacher's position embeddings, given both configs."""
+    return teacher.has_positions(config) and copies_embeddings(teacher, config, student, student_config)
 
 
-def copies_embeddings(teacher: Family, config: Any) -> bool:
-    """Return whether a student of another class can start from the embeddings of a teacher of this config.
+def copies_embeddings(teacher: Family, config: Any, student: Family, student_config: Any) -> bool:
+    """Return whether a student of another class can start from a teacher's embeddings, given both configs.
 
-    It has one width, and those of an ELECTRA may have another than its layers.
+    Those of an ELECTRA or an ALBERT may pass a projection on the width of the layers, which other classes do not have.
     """
-    embedding = getattr(config, "embedding_size", None) or teacher.embedding_width(
-        config
-    )  # DeBERTa's, where it differs
-    return embedding == teacher.dims(config).width
+    if not _has_projection(teacher, config):
+        return True
+    return teacher.factors is not None and student.factors is not None and _has_projection(student, student_config)
 
 
-def weights_as_bert(family: Family, config: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _has_projection(family: Family, config: Any) -> bool:
+    """Return whether the embeddings of a model of this config pass a projection on the width of its layers."""
+    if family.factors and family.names.groups:
+        return True  # an ALBERT's also do where the widths are the same
+    embedding = getattr(config, "embedding_size", None) or family.embedding_width(config)  # DeBERTa's, where it differs
+    return embedding != family.dims(config).width
+
+
+def weights_as_bert(family: Family, config: Any, weights: Mapping[str, Tensor], embeddings: bool) -> dict[str, Tensor]:
     """Return an encoder's parameters, and its masked-LM head's, under BERT's names, for a student of another class.
 
-    A BERT of these parameters gives the same hidden states and logits, but for what `AsBert.lost` names: positions
-    begin with the first token's, and where there are no token types they are zeros. Embeddings that are not as wide as
-    the layers, and the head with them, are left out.
+    A BERT of these parameters gives the same hidden states and logits, but for what `AsBert.lost` names and for a
+    projection of the embeddings, which it lacks: positions begin with the first token's, and where there are no token
+    types they are zeros.
 
     Args:
         family: The family.
         config: The model's config.
-        weights: The parameters by their names in a masked-LM model, with or without its head.
+        weights: The parameters by their names in a masked-LM model, with or without its head; those of layers that
+            share them under the names of all these layers.
+        embeddings: Whether the embeddings, and the head with them, are among what is returned.
     """
     renamed = {rename(name, family.as_bert.renames): parameter for name, parameter in weights.items()}
     renamed = family.as_bert.fold(config, renamed)
-    if not copies_embeddings(family, config):
+    if not embeddings:
         return {name: x for name, x in renamed.items() if not name.startswith((EMBEDDINGS, "cls."))}
     if POSITIONS in renamed:
         renamed[POSITIONS] = renamed[POSITIONS][family.first_position(config) :]
@@ -132,14 +143,31 @@ def _common(teacher: Family, config: Any) -> dict[str, Any]:
     }
 
 
+def _common_with_bert(teacher: Family, config: Any) -> dict[str, Any]:
+    """Return what configs of the classes that have BERT's token types and its eps call by the same names."""
+    return {
+        "type_vocab_size": getattr(config, "type_vocab_size", 0) or 1,
+        "layer_norm_eps": teacher.eps or getattr(config, teacher.names.eps),
+        **_common(teacher, config),
+    }
+
+
 def _bert_config(teacher: Family, config: Any) -> Any:
     from transformers import BertConfig
 
-    return BertConfig(
-        type_vocab_size=getattr(config, "type_vocab_size", 0) or 1,
-        layer_norm_eps=teacher.eps or getattr(config, teacher.names.eps),
-        **_common(teacher, config),
-    )
+    return BertConfig(**_common_with_bert(teacher, config))
+
+
+def _electra_config(teacher: Family, config: Any) -> Any:
+    from transformers import ElectraConfig
+
+    return ElectraConfig(embedding_size=teacher.embedding_width(config), **_common_with_bert(teacher, config))
+
+
+def _albert_config(teacher: Family, config: Any) -> Any:
+    from transformers import AlbertConfig
+
+    return AlbertConfig(embedding_size=teacher.embedding_width(config), **_common_with_bert(teacher, config))
 
 
 def _distilbert_config(teacher: Family, config: Any) -> Any:
@@ -172,6 +200,8 @@ STUDENT_CLASSES: dict[str, StudentClass] = {
     for student in (
         StudentClass(BERT, _bert_config),
         StudentClass(DISTILBERT, _distilbert_config, _fold_token_types),
+        StudentClass(ELECTRA, _electra_config),
+        StudentClass(ALBERT, _albert_config),
         StudentClass(MODERNBERT, _modernbert_config),
     )
 }

@@ -11,7 +11,8 @@ from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_encoder, load_teacher, no_pooler
-from ds_distill.models.student import build_student, plan_student
+from ds_distill.models.student import build_student
+from ds_distill.models.student_plan import plan_student
 from ds_distill.models.teacher import Teacher, needed_part, weights_fingerprint
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import (
@@ -77,15 +78,16 @@ def test_a_teacher_runs_up_to_the_highest_layer_that_is_recorded(make):
     whole, ids, mask = make(5), tokens(), padding_mask()
     family, sites = get_family(whole), [Site("hidden", 2), Site("hidden", 0)]
     part = needed_part(copy.deepcopy(whole), sites, head=False)
-    assert len(family.get_layers(part)) == 3 and not family.has_head(part)
+    # layers that share their weights stay, since their groups are those of the whole depth
+    assert family.count_layers(part) == (5 if family.names.groups else 3) and not family.has_head(part)
     targets = Teacher(part).targets(ids, mask, sites=sites)
     with torch.no_grad():
         expected = whole(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     assert all(torch.equal(targets.states[site], expected[site.layer + 1]) for site in sites)
     assert targets.decoder_input is None and targets.decoder_weight is None
     # the encoder's output is that of all layers, and logits need the head
-    assert len(family.get_layers(needed_part(copy.deepcopy(whole), [*sites, LAST_HIDDEN], head=False))) == 5
-    assert needed_part(whole, sites, head=True) is whole and len(family.get_layers(whole)) == 5
+    assert family.count_layers(needed_part(copy.deepcopy(whole), [*sites, LAST_HIDDEN], head=False)) == 5
+    assert needed_part(whole, sites, head=True) is whole and family.count_layers(whole) == 5
 
 
 @pytest.mark.parametrize("make", FAMILIES)

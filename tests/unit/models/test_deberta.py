@@ -17,7 +17,8 @@ from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_encoder, load_masked_lm, load_teacher
-from ds_distill.models.student import build_student, plan_student
+from ds_distill.models.student import build_student
+from ds_distill.models.student_plan import plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.preflight.models import check_teachers_fit
 from ds_distill.recipe import Data, Losses, Match, Recipe

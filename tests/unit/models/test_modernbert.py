@@ -16,7 +16,8 @@ from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.learnable import freeze_all_but
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import build_student, plan_student
+from ds_distill.models.student import build_student
+from ds_distill.models.student_plan import plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match
 from ds_distill.utils.errors import UserError

@@ -14,7 +14,8 @@ from ds_distill.models.families.students import get_student_class
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN, run_encoder
 from ds_distill.models.loading import load_encoder, no_pooler
-from ds_distill.models.student import build_student, plan_student
+from ds_distill.models.student import build_student
+from ds_distill.models.student_plan import plan_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Data, Recipe, Student
 from ds_distill.utils.errors import UserError
@@ -22,6 +23,7 @@ from tests.tiny import FAMILIES, save_encoder
 from tests.unit.models.test_teacher import (
     padding_mask,
     randomised,
+    tiny_albert,
     tiny_bert,
     tiny_deberta,
     tiny_distilbert,
@@ -67,7 +69,7 @@ def read_tokens() -> torch.Tensor:
     return tokens().clamp(min=5)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "albert"])
 @pytest.mark.parametrize("name", SAME_LAYERS)
 def test_a_copy_computes_what_its_teacher_does(name, family, capsys):
     teacher = SAME_LAYERS[name](3)
@@ -84,6 +86,30 @@ def test_a_copy_computes_what_its_teacher_does(name, family, capsys):
     with torch.no_grad():
         hidden = bare(read_tokens(), attention_mask=real.long()).last_hidden_state
     assert torch.equal(hidden[real], given.hidden_states[-1][real])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "family"),
+    [(tiny_electra(3), "albert"), (tiny_albert(3, hidden_act="gelu"), "electra"), (tiny_albert(3), "albert")],
+)
+def test_embeddings_and_their_projection_go_to_a_class_that_has_one(teacher, family, capsys):
+    """Also where layers share weights in the teacher, and have weights of their own in the student."""
+    student = build_student(teacher, init_layers=[0, 1, 2], family=family).eval()
+    assert student.config.model_type == family and "new in it" not in capsys.readouterr().err
+    assert student.config.embedding_size == 16
+    with torch.no_grad():
+        wanted, given = (model(read_tokens()).logits for model in (teacher, student))
+    assert (given - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+
+
+def test_a_projection_that_a_class_does_not_have_takes_the_embeddings_with_it(capsys):
+    for family in ("bert", "electra"):
+        teacher = tiny_albert(3, embedding_size=32)
+        student = build_student(teacher, init_layers=[0, 1, 2], family=family)
+        assert "new in it: word embeddings, position embeddings, masked-LM head" in capsys.readouterr().err
+        theirs = [group.ffn.weight for group in get_family(teacher).get_layers(teacher)]
+        own = [layer.intermediate.dense.weight for layer in get_family(student).get_layers(student)]
+        assert all(torch.equal(own[layer], theirs[group]) for layer, group in enumerate((0, 0, 1)))
 
 
 @pytest.mark.parametrize("make", [tiny_mpnet, tiny_deberta])
@@ -137,7 +163,7 @@ def test_embeddings_of_another_width_stay_new(capsys):
     assert "new in it: word embeddings, position embeddings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "albert", "modernbert"])
 def test_a_narrower_student_of_another_class_starts_from_the_first_columns(family):
     teacher = tiny_roberta(4)
     student = build_student(teacher, family=family, hidden_size=16, head=False)

@@ -6,7 +6,8 @@ import torch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_recomputes, get_family
 from ds_distill.models.intermediates import LAST_HIDDEN
-from ds_distill.models.student import build_student, count_parameters, plan_student, resolve_layer_map
+from ds_distill.models.student import build_student, count_parameters
+from ds_distill.models.student_plan import plan_student, resolve_layer_map
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses
 from ds_distill.utils.errors import UserError
@@ -233,12 +234,14 @@ def test_narrower_feed_forward_layers_compute_with_the_teachers_first_columns(ma
 @pytest.mark.parametrize(
     ("make", "given", "names"),
     [
-        (tiny_bert, "robrta", "distilbert, a bert or a modernbert"),
-        (tiny_roberta, "mpnet", "roberta, a bert, a distilbert or a modernbert"),
+        (tiny_bert, "robrta", "distilbert, bert, electra, albert or modernbert"),
+        (tiny_roberta, "mpnet", "roberta, bert, distilbert, electra, albert or modernbert"),
     ],
 )
 def test_a_family_that_a_student_cannot_have_is_refused(make, given, names):
-    with pytest.raises(UserError, match=rf"student\.family = {given}: .* can be a {names}; give one of these"):
+    with pytest.raises(
+        UserError, match=rf"student\.family = {given}: .* can be of the family {names}; give one of these"
+    ):
         plan_student(make().config, family=given)
 
 

@@ -5,7 +5,7 @@ import pytest
 from ds_distill.losses.objective import sites_of
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN, Site
-from ds_distill.models.student import plan_student
+from ds_distill.models.student_plan import plan_student
 from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Data, Losses, Match, Recipe, Stage
 from ds_distill.utils.errors import UserError
