@@ -132,9 +132,8 @@ def copy_from_teacher(
     words = counterpart(f"{student_family.encoder}.embeddings.word_embeddings.weight")
     if student_family.factors and words in source:
         width = family.embedding_width(teacher.config)
-        add_identity(
-            source, *(counterpart(f"{student_family.factors.projection}.{x}") for x in ("weight", "bias")), width
-        )
+        projection = student_family.factors.projection
+        add_identity(source, counterpart(f"{projection}.weight"), counterpart(f"{projection}.bias"), width)
         if embedding_size is not None and embedding_size < width:
             read = None if sample is None or not family.has_head(teacher) else _run_head(teacher, sample)
             source |= factorize(source, student_family, counterpart, embedding_size, token_counts, read)
