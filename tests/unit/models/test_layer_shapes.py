@@ -14,15 +14,18 @@ from ds_distill.models.layer_shapes import (
     LayerShape,
     check_prunable,
     cut_layer,
+    is_pruned,
     layer_shapes,
     reshape_layers,
     set_layer_shapes,
 )
 from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
 from ds_distill.models.saving import save_model_folder
+from ds_distill.models.student_plan import plan_student
 from ds_distill.tasks.catalog import TASKS
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
+from tests.unit.models.test_teacher import tiny_bert
 
 PRUNABLE = [name for name, family in FAMILIES.items() if family.outputs]
 SHAPES = [LayerShape(1, 23), LayerShape(0, 0)]
@@ -117,3 +120,12 @@ def test_a_family_without_prunable_layers_is_refused(tmp_path):
         load_masked_lm(str(tmp_path))
     with pytest.raises(UserError, match="give a model of one of the families bert, camembert, distilbert"):
         check_prunable(FAMILIES["mpnet"])
+
+
+def test_a_student_whose_layers_share_weights_does_not_start_from_pruned_layers():
+    teacher = tiny_bert(2).config
+    set_layer_shapes(teacher, SHAPES)
+    assert layer_shapes(plan_student(teacher, family="electra", num_layers=2)[1]) == SHAPES
+    with pytest.raises(UserError, match=r"student\.family = albert: the teacher's layers were pruned .* student\.init"):
+        plan_student(teacher, num_hidden_groups=1)
+    assert not is_pruned(plan_student(teacher, num_hidden_groups=1, init_layers="random")[1])
