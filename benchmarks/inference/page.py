@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.inference.backends import BACKENDS
-from ds_distill.reporting.model_card import put_section
+from ds_distill.reporting.card_edits import put_section
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import bars_plot, points_plot
 from ds_distill.reporting.tables import table

@@ -14,8 +14,7 @@ PURPOSE = "put runs, studies and benchmark reports on one page that needs no oth
 EXAMPLES = r"""
 ds-distill report runs/student
 ds-distill report runs/student runs/other --output runs/page
-ds-distill report runs/study runs/table3
-ds-distill report runs/study runs/pareto
+ds-distill report runs/study runs/table3 runs/pareto
 """
 COMMON_OPTIONS = (
     "folders",
