@@ -27,6 +27,8 @@ COMMAND_OPTIONS = (
     *("ranks", "gpu", "price", "memory_gib", "tokens_per_second", "network"),  # estimate
     "untrained",  # evaluate
     *("convert", "part", "assemble", "executor", "parts", "executor_options"),  # prepare
+    *("target", "runtime", "shape", "uniform", "hidden_size"),  # prune
+    *("latency_table", "sequences", "compare", "distill"),
 )
 
 
