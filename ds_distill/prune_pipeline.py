@@ -19,6 +19,7 @@ from ds_distill.pipeline import prepare_and_distill
 from ds_distill.preflight import checks as preflight
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import RunFolder
+from ds_distill.utils.files import write_summary
 
 
 def prepare_and_prune(
@@ -80,16 +81,18 @@ def prepare_and_prune(
         cuts.append(broadcast_object(cut[0] if cut else None))
         if distilled:
             student = replace(recipe.student, from_=cuts[-1]["export"])
-            start = str(place.with_name("distilled"))
             summary = prepare_and_distill(
                 replace(recipe, student=student),
                 [model],
-                Path(start),
+                place.with_name("distilled"),
                 corpus=[],
                 tokens=str(data),
                 heldout=[],
                 choose=choose,
             )
+            start = summary["export"]
+            # with which the same command finds this run done
+            run_on_rank0(partial(write_summary, summary, place.with_name("distilled")))
     if not distilled:
         return cuts[0]
     run_on_rank0(lambda: _copy_model(Path(summary["export"]), RunFolder(output).export))
