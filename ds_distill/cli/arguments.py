@@ -49,6 +49,16 @@ def add_teacher(parser, remark: str = "") -> None:
     )
 
 
+def add_model(parser) -> None:
+    """Add --model, the model that a command makes smaller."""
+    parser.add_argument(
+        "--model",
+        type=UserPath | None,
+        default=None,
+        help="folder, or name on the Hub, of a masked-LM model or an encoder, such as a teacher",
+    )
+
+
 def add_corpus(parser, help: str = INPUTS) -> None:
     """Add --corpus."""
     parser.add_argument("--corpus", "--input", type=UserPath, nargs="+", default=[], help=help)

@@ -37,12 +37,7 @@ LOSSES = {
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "--model",
-        type=UserPath | None,
-        default=None,
-        help="folder, or name on the Hub, of a masked-LM model or an encoder, such as a teacher",
-    )
+    arguments.add_model(parser)
     arguments.add_corpus(parser, "text, as for distill: some of it shows what the model needs, some is held out")
     arguments.add_tokens(parser)
     parser.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
-from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
@@ -26,12 +25,7 @@ COMMON_OPTIONS = ("model", "corpus", "tokens", "min_count", "output")
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "--model",
-        type=UserPath | None,
-        default=None,
-        help="folder, or name on the Hub, of a masked-LM model or an encoder, such as a teacher",
-    )
+    arguments.add_model(parser)
     arguments.add_corpus(parser, "text of the languages or the domain that the model is for, as for distill")
     arguments.add_tokens(parser)
     parser.add_argument(

@@ -66,43 +66,47 @@ class Format:
     least: float = 0.0
 
 
+NEEDS_ONNX = ("onnx", "onnxscript", "onnxruntime")
+RUN_ONNX = "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]"
+RUN_OPENVINO = 'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]'
+
 FORMATS = {
     "onnx": Format(
         "onnx/model.onnx",
         f"ONNX Runtime, opset {OPSET}",
-        ("onnx", "onnxscript", "onnxruntime"),
+        NEEDS_ONNX,
         True,
         lambda job, file: _copy_parts(job.graph, file),
         OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        RUN_ONNX,
     ),
     "onnx-int8": Format(
         "onnx/model_quantized.onnx",
         f"ONNX Runtime, opset {OPSET}",
-        ("onnx", "onnxscript", "onnxruntime"),
+        NEEDS_ONNX,
         False,
         lambda job, file: write_onnx_int8(job.graph, file),
         OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        RUN_ONNX,
     ),
     "onnx-int8-vnni": Format(
         "onnx/model_qint8_avx512_vnni.onnx",
         f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
-        ("onnx", "onnxscript", "onnxruntime"),
+        NEEDS_ONNX,
         False,
         lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE),
         OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        RUN_ONNX,
         full_range_unavailable_reason,
     ),
     "onnx-int4": Format(
         "onnx/model_q4.onnx",
         f"ONNX Runtime, opset {OPSET}",
-        ("onnx", "onnxscript", "onnxruntime"),
+        NEEDS_ONNX,
         False,
         lambda job, file: write_onnx_int4(job.graph, file),
         OnnxRunner,
-        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        RUN_ONNX,
         least=LEAST_FOUR_BITS,
     ),
     "openvino-int8": Format(
@@ -112,7 +116,7 @@ FORMATS = {
         False,
         lambda job, file: write_openvino_int8(job.graph, file, job.source.widths),
         OpenvinoRunner,
-        'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
+        RUN_OPENVINO,
     ),
     "openvino-int4": Format(
         "openvino/openvino_model_int4.xml",
@@ -121,7 +125,7 @@ FORMATS = {
         False,
         lambda job, file: write_openvino_int4(job.graph, file),
         OpenvinoRunner,
-        'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
+        RUN_OPENVINO,
         least=LEAST_FOUR_BITS,
     ),
     "torch-export": Format(
