@@ -1,8 +1,8 @@
 """What a quantized file rounds: the numbers that its writer and the training in its arithmetic share.
 
-Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Four-bit files have a scale
-and a zero point for each group of a weight's row, and exact activations. A scale is a byte times the row's power of two,
-which every runtime's number format holds exactly, and which takes half the bytes of fp16.
+Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Four-bit files have a
+scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte times the row's
+power of two, which every runtime's number format holds exactly, and which takes half the bytes of fp16.
 """
 
 from __future__ import annotations
