@@ -84,7 +84,8 @@ def test_plan(name, monkeypatch, tmp_path):
     )
     study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
     study.check()
-    assert len(study.tasks) >= 2 and study.seeds >= 3, "differences of one task or seed are noise"
+    screening = name == "objectives.yaml"  # It chooses what a plan of more seeds compares, and claims nothing itself.
+    assert len(study.tasks) >= 2 and study.seeds >= (2 if screening else 3), "differences of one task or seed are noise"
     if name == "ablation.yaml":
         assert {key.split(".")[0] for key in get_differing_settings(study.students)} == {"losses", "student"}, (
             "one part of the recipe at a time"
