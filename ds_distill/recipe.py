@@ -42,6 +42,9 @@ class Student:
             text has them, with a projection on the hidden size behind them. The student is then an ELECTRA.
         num_hidden_groups: Number of groups of consecutive layers that share their weights; by default each layer has
             its own. A group is initialized from the mean of its layers. The student is then an ALBERT.
+        linear_rank: Rank of two factors in place of each linear layer that they make smaller; by default the layers are
+            whole. They are initialized with the least error on the text. The folder holds their products, for the
+            stock class, and is not smaller; exports to other runtimes are.
         family: Family of the student's class, by its model_type: the teacher's own, or of any teacher "bert",
             "distilbert", "electra", "albert" or "modernbert". A student of another class starts from what both classes
             have: the layers of all families but ModernBERT, or else the word embeddings. By default the one that
@@ -60,6 +63,7 @@ class Student:
     intermediate_size: int | None = None
     embedding_size: int | None = None
     num_hidden_groups: int | None = None
+    linear_rank: int | None = None
     family: Name | None = None
     freeze_positions: bool = False
     from_: UserPath | None = None
@@ -306,7 +310,7 @@ class Recipe:
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
         keys["losses.match"] = [_match_identity(match) for match in keys["losses.match"]]
-        for key in ("intermediate_size", "embedding_size", "num_hidden_groups", "family"):
+        for key in ("intermediate_size", "embedding_size", "num_hidden_groups", "linear_rank", "family"):
             if not keys[f"student.{key}"]:
                 del keys[f"student.{key}"]  # nor these
         if not keys["data.clean_fraction"]:

@@ -151,6 +151,7 @@ class KnownModel:
 
     name: str
     role: str = "teacher"
+    linear_rank: None = None  # as a folder's
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTr
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files
 from ds_distill.models.families import get_family
 from ds_distill.models.loading import new_model, no_pooler, pretrained_class
+from ds_distill.models.low_rank import multiplied_out
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.utils.console import log
@@ -66,7 +67,7 @@ def export(
     reloaded = pretrained_class(auto, like.config).from_pretrained(partial, use_safetensors=True, **options).eval()
     length = min(32, get_family(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
-    with torch.no_grad():
+    with torch.no_grad(), multiplied_out(model):
         difference = (reloaded(ids)[0] - model(ids)[0]).abs().max().item()  # logits, or the last hidden states
     if difference != 0.0:
         raise RuntimeError(f"export: the reloaded folder's outputs differ by {difference}")

@@ -22,7 +22,7 @@ from transformers import (
 from ds_distill.models.families import get_family_by_type, get_input_names
 from ds_distill.models.folder import find_model_folder, join_names
 from ds_distill.models.layer_shapes import layer_shapes
-from ds_distill.models.loading import load_model, no_pooler
+from ds_distill.models.loading import factor_again, load_model, no_pooler
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
 
@@ -124,7 +124,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
         check_vocabulary(tokenizer, config, f"--model {path}")
-    return ExportModel(folder.path, model.eval(), tokenizer, head, not missing)
+    model = factor_again(model.eval(), folder)
+    return ExportModel(folder.path, model, tokenizer, head, not missing)
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:

@@ -102,7 +102,8 @@ def distill(
         t = recipe.training
         if recipe.data.clean_fraction == 1 and any(losses.need_vocabulary for losses in recipe.given_losses().values()):
             log("data.clean_fraction = 1: no sequence is masked, so losses.kl and losses.mlm are left out")
-        counts, sample = _describe_text(store, tokens, recipe) if recipe.student.embedding_size else (None, None)
+        fitted = recipe.student.embedding_size or recipe.student.linear_rank
+        counts, sample = _describe_text(store, tokens, recipe) if fitted else (None, None)
         student = build_student(
             source,
             **asdict(recipe.student),
@@ -174,7 +175,7 @@ def distill(
 
 
 def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
-    """Return (token_counts, sample) for a start with factorized embeddings, see `build_student`; alike on every rank.
+    """Return (token_counts, sample) for a start with factors, see `build_student`; alike on every rank.
 
     The counts, float64 [V], are of what the student reads, tokens as in the text and [MASK] as masks put it there, and
     of what it is asked for, which is drawn with p ∝ count · count^-smoothing; both count as much. Without a sequence of

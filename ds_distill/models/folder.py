@@ -67,6 +67,17 @@ class ModelFolder:
         return load_config(self.path, self.given)
 
     @property
+    def linear_rank(self) -> int | None:
+        """The rank of the factors whose products the folder's linear layers are, see models.low_rank; None for none."""
+        rank = read_config(self.path, self.given).get("linear_rank")
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise UserError(
+                f"{self.given}: linear_rank in config.json is {rank!r:.40}; make it a whole number, 1 or more, or "
+                "remove it"
+            )
+        return rank
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether the folder has a tokenizer."""
         return (self.path / "tokenizer_config.json").is_file()
@@ -253,6 +264,7 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error
+    vars(config).pop("linear_rank", None)  # A folder's weights are whole.
     config._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
     usual = type(config)()
     for name in _RUN_SETTINGS:

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
+from ds_distill.models.low_rank import factor_linears, put_factors, set_rank
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -163,11 +164,17 @@ def new_model(config: PretrainedConfig, *, head: bool) -> PreTrainedModel:
     Args:
         config: The model's config.
         head: Whether it has a masked-LM head.
+
+    Raises:
+        UserError: The rank that the config states makes no linear layer smaller.
     """
     attention = get_family_by_type(config.model_type).attention
     if head:
-        return make_model(AutoModelForMaskedLM, config, attn_implementation=attention)
-    return make_model(AutoModel, config, attn_implementation=attention, **no_pooler(config.model_type))
+        model = make_model(AutoModelForMaskedLM, config, attn_implementation=attention)
+    else:
+        model = make_model(AutoModel, config, attn_implementation=attention, **no_pooler(config.model_type))
+    put_factors(model)
+    return model
 
 
 def pretrained_class(auto: Any, config: PretrainedConfig) -> Any:
@@ -190,6 +197,22 @@ def make_model(auto: Any, config: PretrainedConfig, **options: Any) -> PreTraine
     """
     model = auto.from_config(config, trust_remote_code=False, **options)
     reshape_layers(model)
+    return model
+
+
+def factor_again(model: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
+    """Return a model of a folder with the factors in place whose products the folder holds, where it does.
+
+    Args:
+        model: As `load_model` returns it.
+        folder: The folder.
+    """
+    if folder.linear_rank is not None:
+        set_rank(model.config, folder.linear_rank)
+        if model.device.type == "meta":
+            put_factors(model)
+        else:
+            factor_linears(model, folder.linear_rank)
     return model
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.data.tokenizer import save_tokenizer
 from ds_distill.models.families import INPUTS, get_family
+from ds_distill.models.low_rank import multiplied_out
 from ds_distill.models.tokenizer_fit import fit_tokenizer
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def save_model_folder(
         folder: Made where it is missing.
         offered: See `fit_tokenizer`.
     """
-    with _bias_under_both_names(model):
+    with multiplied_out(model), _bias_under_both_names(model):
         model.save_pretrained(folder)
     file = folder / "config.json"
     file.write_text(

@@ -5,7 +5,9 @@ Source: Sanh et al. 2019, section 2. The copied MLM transform is that of the aut
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,11 @@ from ds_distill.models.copying import (
 )
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
+from ds_distill.models.intermediates import run_encoder
+from ds_distill.models.loading import factor_again, load_encoder, load_masked_lm, new_model
+from ds_distill.models.low_rank import factor_linears, input_moments, set_rank
 from ds_distill.models.student_plan import find_start, plan_student
+from ds_distill.utils.console import log, spinner
 
 
 def build_student(
@@ -33,6 +38,7 @@ def build_student(
     intermediate_size: int | None = None,
     embedding_size: int | None = None,
     num_hidden_groups: int | None = None,
+    linear_rank: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     seed: int = 0,
@@ -58,6 +64,8 @@ def build_student(
             starts from the largest principal components of the teacher's, see `models.factorized`.
         num_hidden_groups: The number of groups of consecutive layers that share their weights; by default each layer
             has its own, or as many groups as the teacher's have. A group starts from the mean of its layers.
+        linear_rank: The rank of two factors in place of each linear layer that they make smaller, see
+            `models.low_rank`; by default the layers are whole.
         family: The student's family, by default the usual one of the teacher's students, or the one that has such
             embeddings or shares layers. A student of another class than its teacher's starts from what both have; the
             rest of it is new.
@@ -72,7 +80,7 @@ def build_student(
         head: Whether it has a masked-LM head.
         token_counts: How often text has each token, [V] or shorter, for `embedding_size`; None for equally often.
         sample: Ids of masked text, int64 [B, L], to fit the head of an `embedding_size` to what the teacher's makes of
-            it; None for no fit.
+            it, and the factors of a `linear_rank` to their layers' inputs; None for no fit.
 
     Raises:
         UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
@@ -89,6 +97,7 @@ def build_student(
         intermediate_size=intermediate_size,
         embedding_size=embedding_size,
         num_hidden_groups=num_hidden_groups,
+        linear_rank=linear_rank,
         family=family,
         dropout=dropout,
         freeze_positions=freeze_positions,
@@ -103,11 +112,15 @@ def build_student(
     if from_ is not None:
         student = load_start(find_start(from_), dropout=dropout, head=head)
     else:
-        student = _new_model(config, seed, head)
+        whole = copy.deepcopy(config)
+        set_rank(whole, None)
+        student = _new_model(whole, seed, head)
     if starts_from_teacher:
         new = copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts, sample)
         if get_family(teacher_model) is not get_family(student):
             tell_of_another_class(teacher_model, student, layer_map, new)
+    if linear_rank is not None:
+        _factor(student, linear_rank, sample)
     if freeze_positions:
         for name, parameter in student.named_parameters():
             if name.endswith("position_embeddings.weight"):
@@ -130,8 +143,23 @@ def load_start(
         UserError: The model is not complete, or lacks the head.
     """
     if head:
-        return load_masked_lm(start, dropout=dropout, hollow=hollow)
-    return load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
+        model = load_masked_lm(start, dropout=dropout, hollow=hollow)
+    else:
+        model = load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
+    return factor_again(model, start)
+
+
+def _factor(student: PreTrainedModel, rank: int, sample: Tensor | None) -> None:
+    """Factor a student's linear layers, in place, by what their inputs are on the sample."""
+
+    def run() -> None:
+        for ids in cast(Tensor, sample).split(16):
+            run_encoder(student, ids, None)
+
+    student.eval()
+    with spinner("factoring the student's linear layers"):
+        error = factor_linears(student, rank, None if sample is None else input_moments(student, run))
+    log(f"student: factors of rank {rank} change what its linear layers put out by {error:.1%} (mean square)")
 
 
 def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedModel:

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from ds_distill.models.families import get_family_by_type
@@ -16,6 +17,8 @@ from ds_distill.models.families.family import Family
 from ds_distill.models.families.students import copies_layers, copies_positions, get_student_class
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.layer_shapes import is_pruned, layer_shapes, set_layer_shapes
+from ds_distill.models.loading import new_model
+from ds_distill.models.low_rank import set_rank
 from ds_distill.models.student_shape import family_of_shape, set_shape
 from ds_distill.utils.errors import UserError
 
@@ -95,6 +98,7 @@ def plan_student(
     intermediate_size: int | None = None,
     embedding_size: int | None = None,
     num_hidden_groups: int | None = None,
+    linear_rank: int | None = None,
     family: str | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
@@ -175,7 +179,19 @@ def plan_student(
             )
     if student.sinusoidal:
         setattr(config, student.sinusoidal, freeze_positions and not takes_positions)
+    _set_linear_rank(config, linear_rank)
     return layer_map, config
+
+
+def _set_linear_rank(config: PretrainedConfig, rank: int | None) -> None:
+    """State the rank of a student's linear layers in its config; UserError where it makes none of them smaller."""
+    if rank is None:
+        return
+    if rank < 1:
+        raise UserError(f"student.linear_rank = {rank}: give a whole number, 1 or more")
+    set_rank(config, rank)
+    with torch.device("meta"):  # nothing is allocated
+        new_model(config, head=False)
 
 
 def _set_shapes(
@@ -223,7 +239,7 @@ def plan_copy(start: Any, teacher: PretrainedConfig, dropout: float) -> Pretrain
     """Return the config of a student that is a copy of another model.
 
     Args:
-        start: The model, with a config and a title.
+        start: The model, with a config, a title and the rank of its linear layers.
         teacher: The config of its teacher.
         dropout: The student's dropout.
 
@@ -237,6 +253,7 @@ def plan_copy(start: Any, teacher: PretrainedConfig, dropout: float) -> Pretrain
             "give a model with the teacher's tokenizer"
         )
     get_family_by_type(config.model_type).set_dropout(config, dropout)
+    set_rank(config, start.linear_rank)
     return config
 
 

@@ -22,6 +22,7 @@ STUDENT_KEYS = (
     "student.intermediate_size",
     "student.embedding_size",
     "student.num_hidden_groups",
+    "student.linear_rank",
     "student.family",
     "student.init_layers",
     "training.max_tokens",

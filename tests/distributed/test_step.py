@@ -10,7 +10,7 @@ import pytest
 from tests.start import run_ranks
 
 STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [1, 2, 4]} for stage in range(4)]
-SHARED = {"init_layers": [0, 1, 3], "num_hidden_groups": 2, "embedding_size": 12}
+SHARED = {"init_layers": [0, 1, 3], "num_hidden_groups": 2, "embedding_size": 12, "linear_rank": 6}
 OPTIONS = [
     {"deepspeed": "zero2_offload"},
     {"deepspeed": "zero1", "optimizer": "torch"},
@@ -18,7 +18,7 @@ OPTIONS = [
     {"deepspeed": "zero0", "compiled": True},
     *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (1, 3)),
     *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (1, 3)),
-    # two of the three layers have one set of weights
+    # Two of the three layers have one set of weights, and these are factors.
     *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in (1, 3)),
     # with one sequence per micro-batch, a rank has steps without a masked sequence
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (1, 3)),

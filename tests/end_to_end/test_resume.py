@@ -168,7 +168,8 @@ TERMS = {
     "hidden": "{loss: mse, of: [embeddings, hidden], layers: span_ends, normalize: true}",
     "cosine": "{loss: cosine, of: embeddings, normalize: true}",
 }
-SHARED = ["--student.num_hidden_groups", 1, "--student.embedding_size", 8]  # a layer that runs twice
+# a layer that runs twice, in factors
+SHARED = ["--student.num_hidden_groups", 1, "--student.embedding_size", 8, "--student.linear_rank", 4]
 NARROW = ["--student.hidden_size", 16]  # a projection between the widths is trained, too
 
 
