@@ -7,7 +7,7 @@
         batch 1 and 32 of 128 tokens, encoder only
 
 Every model runs in every backend ("body" in the JSON: PyTorch, torch.compile, ONNX Runtime,
-OpenVINO; fp32, bf16, int8). Each pair has a process of its own with the stated number of threads.
+OpenVINO; fp32, bf16, int8, int4 weights). Each pair has a process of its own with the stated number of threads.
 The processes of a group take turns: in each round, each one runs every case. Figures cover the
 calls of all rounds. Ratios are medians of the ratios between a round's medians. p95 is given from
 20 calls on, p99 from 100.

@@ -54,7 +54,7 @@ class Backend:
         linear: Bytes of a linear layer's weight, if they differ from `width`.
         needs: A module that must be installed.
         install: The command that installs it.
-        int8: Whether the backend computes in int8.
+        bits: Bits of a weight in the file, if they are quantized.
         gpu: Whether it computes on a GPU.
         vnni: Whether its products need a processor that accumulates them in 32 bits.
     """
@@ -66,7 +66,7 @@ class Backend:
     linear: int | None = None
     needs: str | None = None
     install: str = "pip install -r requirements-deploy.txt"
-    int8: bool = False
+    bits: int | None = None
     gpu: bool = False
     vnni: bool = False
 
@@ -128,8 +128,8 @@ def _torch(label: str, **how) -> Backend:
     )
 
 
-def _onnx(label: str, file: str, int8: bool = False, vnni: bool = False) -> Backend:
-    return Backend(label, load_onnx, file, needs="onnxruntime", int8=int8, vnni=vnni)
+def _onnx(label: str, file: str, bits: int | None = None, vnni: bool = False) -> Backend:
+    return Backend(label, load_onnx, file, needs="onnxruntime", bits=bits, vnni=vnni)
 
 
 BACKENDS = {
@@ -138,20 +138,22 @@ BACKENDS = {
     "compiled_fp32": _torch("torch.compile, fp32", compiled=True),
     "compiled_bf16": _torch("torch.compile, bf16", dtype="bfloat16", compiled=True),
     "onnx_fp32": _onnx("ONNX Runtime, fp32", "fp32.onnx"),
-    "onnx_int8": _onnx("ONNX Runtime, int8, per-token ranges", "int8.onnx", int8=True),
-    "onnx_int8_vnni": _onnx("ONNX Runtime, int8, per-token ranges, VNNI", "int8_vnni.onnx", int8=True, vnni=True),
-    "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", int8=True),
-    "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", int8=True),
+    "onnx_int8": _onnx("ONNX Runtime, int8, per-token ranges", "int8.onnx", bits=8),
+    "onnx_int8_vnni": _onnx("ONNX Runtime, int8, per-token ranges, VNNI", "int8_vnni.onnx", bits=8, vnni=True),
+    "onnx_int4": _onnx("ONNX Runtime, int4 weights", "int4.onnx", bits=4),
+    "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", bits=8),
+    "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", bits=8),
     "openvino_fp32": Backend("OpenVINO, fp32", load_openvino, "fp32.onnx", needs="openvino"),
     "openvino_bf16": Backend("OpenVINO, bf16", lambda row: load_openvino(row, "bf16"), "fp32.onnx", needs="openvino"),
-    "openvino_int8": Backend("OpenVINO, int8", load_openvino, "openvino.xml", needs="openvino", int8=True),
+    "openvino_int8": Backend("OpenVINO, int8", load_openvino, "openvino.xml", needs="openvino", bits=8),
+    "openvino_int4": Backend("OpenVINO, int4 weights", load_openvino, "openvino_int4.xml", needs="openvino", bits=4),
     "torchao_int8": Backend(
         "torchao, int8, torch.compile",
         lambda row: load_torch(row, compiled=True, int8=True),
         linear=1,
         needs="torchao",
         install="pip install torchao (only this benchmark needs it)",
-        int8=True,
+        bits=8,
     ),
     "gpu_fp32": _torch("PyTorch, fp32, GPU", device="cuda"),
     "gpu_fp16": _torch("PyTorch, fp16, GPU", dtype="float16", device="cuda"),

@@ -139,7 +139,7 @@ def summary(entries: list[dict]) -> dict:
         key = f"batch_{case.split()[0]}"
         if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
             result[f"{key}_vs_base_same_body"] = same
-        eight = [row for row in rows if BACKENDS[row["body"]].int8]
+        eight = [row for row in rows if BACKENDS[row["body"]].bits == 8]
         if eight:
             best = min(eight, key=lambda row: row["p50_ms"])
             result[f"{key}_best_int8"] = best["body"]
@@ -163,7 +163,7 @@ def summary(entries: list[dict]) -> dict:
         shares = {
             entry["body"]: round(entry["file_mb"] / base, 4)
             for entry in student_entries
-            if entry["head"] == "masked-lm" and BACKENDS[entry["body"]].int8
+            if entry["head"] == "masked-lm" and BACKENDS[entry["body"]].bits
         }
         result["file_share_of_base"] = shares
     return result

@@ -37,14 +37,25 @@ RUNTIMES = {
     "onnx_fp32": ("ONNX Runtime", "fp32", True),
     "onnx_int8": ("ONNX Runtime", "int8", False),
     "onnx_int8_vnni": ("ONNX Runtime", "int8, VNNI", False),
+    "onnx_int4": ("ONNX Runtime", "int4 weights", False),
     "openvino_fp32": ("OpenVINO", "fp32", True),
     "openvino_bf16": ("OpenVINO", "bf16", False),
     "openvino_int8": ("OpenVINO", "int8", False),
+    "openvino_int4": ("OpenVINO", "int4 weights", False),
     "gpu_fp32": ("PyTorch on a GPU", "fp32", True),
     "gpu_fp16": ("PyTorch on a GPU", "fp16", False),
     "gpu_bf16": ("PyTorch on a GPU", "bf16", False),
 }
-USUAL = ("eager_fp32", "onnx_fp32", "onnx_int8", "onnx_int8_vnni", "openvino_fp32", "openvino_int8")
+USUAL = (
+    "eager_fp32",
+    "onnx_fp32",
+    "onnx_int8",
+    "onnx_int8_vnni",
+    "onnx_int4",
+    "openvino_fp32",
+    "openvino_int8",
+    "openvino_int4",
+)
 
 
 def shape(text: str) -> tuple[int, int]:

@@ -103,6 +103,7 @@ class Client:
 
 
 ONNX, OPENVINO, TORCH_EXPORT = ("onnx", "onnx-int8"), ("openvino-int8",), ("torch-export",)
+ONNX_INT4, OPENVINO_INT4 = ("onnx-int4",), ("openvino-int4",)  # where their operators are known
 VECTORS = ("fill-mask", "feature-extraction")
 SCORES = ("text-classification", "regression")
 PAIRS = ("pairs", "bert-pairs", "roberta-pairs", "regression")
@@ -118,17 +119,23 @@ def _clients() -> Iterator[Client]:
     yield Client("another user", "deploy", "another_user.py", "`nobody` reads every file, `AutoModel…`", own_copy=True)
     yield Client("torch alone", "torch", "torch_alone.py", "`torch.export.load`", formats=TORCH_EXPORT)
     yield Client(
-        "shipped examples", "deploy", "shipped_examples.py", "`example_*.py`", formats=(*ONNX, *OPENVINO, *TORCH_EXPORT)
+        "shipped examples",
+        "deploy",
+        "shipped_examples.py",
+        "`example_*.py`",
+        formats=(*ONNX, *ONNX_INT4, *OPENVINO, *OPENVINO_INT4, *TORCH_EXPORT),
     )
-    yield Client("ONNX Runtime", "deploy", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX)
+    yield Client("ONNX Runtime", "deploy", "onnxruntime_sessions.py", "`InferenceSession`", formats=(*ONNX, *ONNX_INT4))
     yield Client("ONNX Runtime 1.18", "onnxruntime-1.18", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX)
-    yield Client("OpenVINO", "deploy", "openvino_models.py", "`compile_model`", formats=(*OPENVINO, *ONNX))
+    yield Client(
+        "OpenVINO", "deploy", "openvino_models.py", "`compile_model`", formats=(*OPENVINO, *OPENVINO_INT4, *ONNX)
+    )
     yield Client(
         "transformers.js in Node",
         "javascript",
         "transformers_js.mjs",
         "`pipeline` with its defaults",
-        formats=ONNX,
+        formats=(*ONNX, *ONNX_INT4),
         cuts_last=True,
     )
     yield Client(
@@ -136,11 +143,17 @@ def _clients() -> Iterator[Client]:
         "javascript",
         "transformers_js.html",
         "the same, on WebAssembly",
-        formats=ONNX,
+        formats=(*ONNX, *ONNX_INT4),
         in_page=True,
         cuts_last=True,
     )
-    yield Client("onnxruntime-node", "javascript", "onnxruntime_node.mjs", "`InferenceSession.create`", formats=ONNX)
+    yield Client(
+        "onnxruntime-node",
+        "javascript",
+        "onnxruntime_node.mjs",
+        "`InferenceSession.create`",
+        formats=(*ONNX, *ONNX_INT4),
+    )
     for version, environment in (("6", "sentence-transformers"), ("5", "optimum")):
         name = f"sentence-transformers {version}"
         yield Client(name, environment, ENCODE, "`SentenceTransformer(FOLDER)`", tasks=VECTORS)

@@ -16,7 +16,7 @@ from ds_distill.exporters.parity import SAMPLE
 from tests.clients import teachers
 from tests.clients.teachers import POSITIONS, TEACHERS
 
-FORMATS = ("hf", "onnx", "onnx-int8", "openvino-int8", "torch-export")
+FORMATS = ("hf", "onnx", "onnx-int8", "onnx-int4", "openvino-int8", "openvino-int4", "torch-export")
 COMMAND_SECONDS = 900
 
 

@@ -16,6 +16,7 @@ COLUMNS = {
     "exports": "exports",
     "fp32": "largest difference, fp32",
     "int8": "int8",
+    "int4": "int4 weights",
     "outcome": "outcome",
 }
 
@@ -44,7 +45,8 @@ def summarize(row: dict) -> dict[str, str]:
     same = [check for check in row["checks"] if check["status"] == "same"]
     line["exports"] = f"{len(same)} of {len(row['checks'])}"
     if client.script != "shipped_examples.py":
-        for column, limit in (("fp32", TOLERANCES["hf"]), ("int8", TOLERANCES["onnx-int8"])):
+        for column, form in (("fp32", "hf"), ("int8", "onnx-int8"), ("int4", "onnx-int4")):
+            limit = TOLERANCES[form]
             differences = [check["difference"] for check in same if TOLERANCES[check["format"]] == limit]
             if differences:
                 line[column] = f"{max(differences):.1e}" if column == "fp32" else f"{100 * max(differences):.1f} %"

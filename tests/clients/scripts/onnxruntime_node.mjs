@@ -3,7 +3,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 const ort = createRequire(import.meta.url)("onnxruntime-node");
-const FILES = { "onnx": "model.onnx", "onnx-int8": "model_quantized.onnx" };
+const FILES = { "onnx": "model.onnx", "onnx-int8": "model_quantized.onnx", "onnx-int4": "model_q4.onnx" };
 const [job, result] = process.argv.slice(2);
 const found = { versions: { "onnxruntime-node": ort.env.versions.node, node: process.versions.node }, checks: [] };
 for (const check of JSON.parse(readFileSync(job)).checks) {

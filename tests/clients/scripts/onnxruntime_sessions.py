@@ -4,11 +4,12 @@ import onnxruntime
 from checks import call, numbers, run_checks
 from transformers import AutoTokenizer
 
+FILES = {"onnx": "model.onnx", "onnx-int8": "model_quantized.onnx", "onnx-int4": "model_q4.onnx"}
+
 
 def load(check):
     tokenizer = AutoTokenizer.from_pretrained(check["folder"])
-    file = {"onnx": "model.onnx", "onnx-int8": "model_quantized.onnx"}[check["format"]]
-    session = onnxruntime.InferenceSession(f"{check['folder']}/onnx/{file}")
+    session = onnxruntime.InferenceSession(f"{check['folder']}/onnx/{FILES[check['format']]}")
     return lambda given: {"logits": numbers(session.run(None, dict(call(tokenizer, given, return_tensors="np"))))}
 
 

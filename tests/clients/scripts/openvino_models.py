@@ -8,6 +8,7 @@ FILES = {
     "onnx": "onnx/model.onnx",
     "onnx-int8": "onnx/model_quantized.onnx",
     "openvino-int8": "openvino/openvino_model.xml",
+    "openvino-int4": "openvino/openvino_model_int4.xml",
 }
 
 

@@ -1,7 +1,7 @@
 // Answer one check's inputs with transformers.js, under Node and in a page.
 // It uses a pipeline with its defaults if there is one for the inputs.
 
-export const DTYPES = { "onnx": "fp32", "onnx-int8": "q8" };
+export const DTYPES = { "onnx": "fp32", "onnx-int8": "q8", "onnx-int4": "q4" };
 
 export async function answersTo(library, check, name) {
   const { pipeline, AutoTokenizer, AutoModelForSequenceClassification } = library;

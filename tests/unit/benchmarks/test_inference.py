@@ -36,7 +36,7 @@ def test_the_suite_measures_a_model_in_several_backends(tiny, tmp_path, capsys):
     args = Namespace(
         heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0
     )
-    backends = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
+    backends = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "onnx_int4", "openvino_int8", "openvino_int4"]
     sources = prepare({STUDENT: tiny}, "masked-lm", backends, tmp_path, [])
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
