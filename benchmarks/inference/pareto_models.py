@@ -93,7 +93,8 @@ def describe_shape(folder: Path) -> str:
     """Return what decides an encoder's time and size: its config, and the shapes of its weights without a head."""
     from transformers import MODEL_MAPPING
 
-    config = find_model_folder(str(folder)).config
+    given = find_model_folder(str(folder))
+    config = given.config
     prefix = MODEL_MAPPING[type(config)].base_model_prefix + "."
     kept = {key: value for key, value in config.to_dict().items() if key not in USES and "dropout" not in key}
     shapes: dict[str, list[int]] = {}
@@ -103,7 +104,7 @@ def describe_shape(folder: Path) -> str:
     if any(name.startswith(prefix) for name in shapes):
         shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     encoder = {name: shape for name, shape in shapes.items() if not name.startswith("pooler.")}
-    return json.dumps([kept, sorted(encoder.items())], sort_keys=True, default=str)
+    return json.dumps([kept, given.linear_rank, sorted(encoder.items())], sort_keys=True, default=str)
 
 
 def assign_keys(models: Sequence[Model]) -> list[str]:

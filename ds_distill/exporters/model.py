@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,8 @@ from transformers import (
 from ds_distill.models.families import get_family_by_type, get_input_names
 from ds_distill.models.folder import find_model_folder, join_names
 from ds_distill.models.layer_shapes import layer_shapes
-from ds_distill.models.loading import factor_again, load_model, no_pooler
+from ds_distill.models.loading import load_model, no_pooler
+from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
 
@@ -47,6 +49,7 @@ class ExportModel:
         tokenizer: None only for a model of which only the speed is measured.
         head: A key of HEADS.
         whole: Whether all weights were in the folder.
+        linear_rank: The rank that the folder states, see models.low_rank.
     """
 
     folder: Path
@@ -54,6 +57,12 @@ class ExportModel:
     tokenizer: PreTrainedTokenizerFast | None
     head: str
     whole: bool = True
+    linear_rank: int | None = None
+
+    @cached_property
+    def traced(self) -> PreTrainedModel:
+        """The model that files are made of: with factors, where the folder holds the products of those."""
+        return restore_factors(copy.deepcopy(self.model), self.linear_rank) if self.linear_rank else self.model
 
     @property
     def reader(self) -> PreTrainedTokenizerFast:
@@ -68,12 +77,13 @@ class ExportModel:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The hidden size, then what else products read: the widths of heads, feed-forwards and embeddings."""
+        """The hidden size, then what else products read: widths of heads, feed-forwards, embeddings and factors."""
         family, config = get_family_by_type(self.model.config.model_type), self.model.config
         dims = family.dims(config)
         head = dims.width // dims.heads
         inner = (size for shape in layer_shapes(config) for size in (head * shape.heads, shape.feed_forward))
-        return dims.width, *dict.fromkeys(size for size in inner if size), family.embedding_width(config)
+        others = (*inner, family.embedding_width(config), self.linear_rank)
+        return dims.width, *dict.fromkeys(size for size in others if size)
 
     @cached_property
     def inputs(self) -> list[str]:
@@ -124,8 +134,7 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
         check_vocabulary(tokenizer, config, f"--model {path}")
-    model = factor_again(model.eval(), folder)
-    return ExportModel(folder.path, model, tokenizer, head, not missing)
+    return ExportModel(folder.path, model.eval(), tokenizer, head, not missing, folder.linear_rank)
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:

@@ -33,7 +33,7 @@ def write_onnx(source: ExportModel, file: Path) -> None:
 
     with silence():
         exported = OnnxExporter().export(
-            source.model,
+            source.traced,
             cast(dict[str, Any], source.sample()),
             OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET),
         )
@@ -80,9 +80,9 @@ def write_program(source: ExportModel, file: Path) -> None:
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with silence():
-        with _plain_outputs(source.model):
+        with _plain_outputs(source.traced):
             exported = DynamoExporter().export(
-                source.model, cast(dict[str, Any], source.sample()), DynamoConfig(dynamic_shapes=_free_axes(source))
+                source.traced, cast(dict[str, Any], source.sample()), DynamoConfig(dynamic_shapes=_free_axes(source))
             )
         for part in exported.program.graph_module.modules():
             for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():

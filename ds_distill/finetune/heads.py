@@ -18,7 +18,7 @@ from transformers import (
 
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names
-from ds_distill.models.loading import factor_again, load_model
+from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, normalize_name
 from ds_distill.tasks.labels import match_classes
 from ds_distill.utils.errors import UserError
@@ -67,7 +67,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         raise UserError(f"{folder.given}: the weights lack {join_names(missing)}; give a complete checkpoint")
     if order:
         _reorder(model, order)
-    return factor_again(model, folder)
+    return model
 
 
 def _head(task: Task) -> str:

@@ -31,7 +31,9 @@ from ds_distill.finetune.trainer import (
     score_answers,
 )
 from ds_distill.finetune.weight_average import WeightAverage
+from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loader_text import loader_code
+from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
@@ -101,7 +103,10 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         The seed, settings, precision, metrics and losses, for result.json.
     """
     torch.manual_seed(seed)
-    model_to_train = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
+    model_to_train = restore_factors(
+        load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout),
+        find_model_folder(plan.model, "--model").linear_rank,
+    )
     precision, cpu, sets = (
         json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
         plan.device.type == "cpu",

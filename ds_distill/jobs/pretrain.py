@@ -12,6 +12,7 @@ from ds_distill.jobs.run_files import describe_circumstances, export_and_summari
 from ds_distill.losses.objective import Objective
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
 from ds_distill.recipe import Recipe
@@ -66,6 +67,8 @@ def pretrain(
         if isinstance(model, ModelFolder):
             check_fits_prepared_tokens(store, model)
             encoder = load_masked_lm(model, new_head=True, dropout=t.dropout).train()
+            start: dict = {"from": weights_fingerprint(encoder)[:16]}
+            encoder = restore_factors(encoder, model.linear_rank)
         else:
             config = BertConfig(
                 vocab_size=store.manifest["vocab_size"],
@@ -74,9 +77,8 @@ def pretrain(
                 pad_token_id=store.manifest["pad_id"],
                 **model,
             )
-            encoder = BertForMaskedLM(config)
+            encoder, start = BertForMaskedLM(config), {"model": model}
             check_sizes(store, config, "the model")
-    start = {"from": weights_fingerprint(encoder)[:16]} if isinstance(model, ModelFolder) else {"model": model}
     with locked_run_folder(
         output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume, can_grow=True
     ):

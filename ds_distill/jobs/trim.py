@@ -21,6 +21,7 @@ from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_encoder
+from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens
@@ -77,6 +78,7 @@ def trim(
         )
         export = Path(RunFolder(output).export)
         with explain_disk_full(output), spinner("writing the model"):
+            set_rank(whole.config, folder.linear_rank)  # The layers stay as they are.
             save_model_folder(whole, _load_trimmed(folder, trimmed), export)
             family = get_family(whole)
             card = trimmed_card(

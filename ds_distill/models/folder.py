@@ -69,11 +69,12 @@ class ModelFolder:
     @property
     def linear_rank(self) -> int | None:
         """The rank of the factors whose products the folder's linear layers are, see models.low_rank; None for none."""
-        rank = read_config(self.path, self.given).get("linear_rank")
+        from ds_distill.models.low_rank import KEY
+
+        rank = read_config(self.path, self.given).get(KEY)
         if rank is not None and (type(rank) is not int or rank < 1):
             raise UserError(
-                f"{self.given}: linear_rank in config.json is {rank!r:.40}; make it a whole number, 1 or more, or "
-                "remove it"
+                f"{self.given}: {KEY} in config.json is {rank!r:.40}; make it a whole number, 1 or more, or remove it"
             )
         return rank
 
@@ -251,6 +252,7 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     from ds_distill.models.layer_shapes import check_layer_shapes
+    from ds_distill.models.low_rank import set_rank
 
     model_type = read_config(folder, given)["model_type"]
     try:
@@ -264,7 +266,7 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error
-    vars(config).pop("linear_rank", None)  # A folder's weights are whole.
+    set_rank(config, None)  # A folder's weights are whole.
     config._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
     usual = type(config)()
     for name in _RUN_SETTINGS:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
-from ds_distill.models.low_rank import factor_linears, put_factors, set_rank
+from ds_distill.models.low_rank import put_factors
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -197,22 +197,6 @@ def make_model(auto: Any, config: PretrainedConfig, **options: Any) -> PreTraine
     """
     model = auto.from_config(config, trust_remote_code=False, **options)
     reshape_layers(model)
-    return model
-
-
-def factor_again(model: PreTrainedModel, folder: ModelFolder) -> PreTrainedModel:
-    """Return a model of a folder with the factors in place whose products the folder holds, where it does.
-
-    Args:
-        model: As `load_model` returns it.
-        folder: The folder.
-    """
-    if folder.linear_rank is not None:
-        set_rank(model.config, folder.linear_rank)
-        if model.device.type == "meta":
-            put_factors(model)
-        else:
-            factor_linears(model, folder.linear_rank)
     return model
 
 

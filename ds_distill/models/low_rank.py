@@ -3,13 +3,14 @@
 The singular value decomposition of W alone ignores that inputs lie mostly in few directions. With S Sᵀ = E[x xᵀ],
 that of W S gives the factors of the least E|W x - W' x|². Source: Wang et al. 2024 (SVD-LLM), section 3.1.
 
-A student is trained in factors. Its folder holds their products, so that the stock class loads it, and the rank in
-`config.linear_rank`, with which the commands that train it further or export it to other runtimes factor it again.
+A student is trained in factors. Its folder holds their products, so that the stock class loads it, and their rank in
+`config.linear_rank`, so that they can be restored where the model is trained further or exported to another runtime.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family
+from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError
 
 KEY = "linear_rank"
+# The squared error, relative, up to which weights are taken for products: they may have been saved in 16 bit.
+ROUNDING = 1e-5
 DAMPING = 1e-6  # of the mean of the diagonal, added to it: few inputs may not reach every direction
 
 
@@ -94,11 +98,38 @@ def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tens
     return sum(errors) / len(errors)
 
 
+def restore_factors(model: PreTrainedModel, rank: int | None) -> PreTrainedModel:
+    """Return a model as it was trained: with factors in place of the products that its folder holds, if it does.
+
+    Weights that are no products of this rank stay whole, with a line that says so: another program may have trained
+    them since.
+
+    Args:
+        model: A model as it is loaded, on the CPU. It is changed in place.
+        rank: The rank that its folder states; None for none.
+
+    Raises:
+        UserError: The rank makes no layer smaller.
+    """
+    if rank is None:
+        return model
+    whole = copy.deepcopy(model)
+    try:
+        with spinner(f"restoring the factors of rank {rank}"):
+            error = factor_linears(model, rank)
+    except UserError as unfit:
+        raise UserError(f"config.json: {unfit}, or remove it") from unfit
+    if error <= ROUNDING:
+        return model
+    log(f"config.json states linear_rank = {rank}, but the weights are not products of that rank: they stay whole")
+    return whole
+
+
 @contextlib.contextmanager
 def multiplied_out(model: PreTrainedModel) -> Iterator[None]:
     """Have linear layers in place of factors meanwhile, their products computed in float64.
 
-    It is the inverse of `factor_linears`, but that the config still states the rank.
+    This is the inverse of `factor_linears`, except that the config still states the rank.
     """
     factored = [(name, module) for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     for name, factors in factored:
@@ -187,8 +218,8 @@ def _find_linears(model: PreTrainedModel, rank: int) -> list[tuple[str, nn.Linea
     ]
     if not linears:
         raise UserError(
-            f"student.linear_rank = {rank}: two factors of this rank make no linear layer of the student smaller; give "
-            "a smaller one"
+            f"linear_rank = {rank}: two factors of this rank make no linear layer of the model smaller; give a smaller "
+            "rank"
         )
     return linears
 

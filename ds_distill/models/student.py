@@ -23,8 +23,8 @@ from ds_distill.models.copying import (
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.intermediates import run_encoder
-from ds_distill.models.loading import factor_again, load_encoder, load_masked_lm, new_model
-from ds_distill.models.low_rank import factor_linears, input_moments, set_rank
+from ds_distill.models.loading import load_encoder, load_masked_lm, new_model
+from ds_distill.models.low_rank import factor_linears, input_moments, restore_factors, set_rank
 from ds_distill.models.student_plan import find_start, plan_student
 from ds_distill.utils.console import log, spinner
 
@@ -76,7 +76,7 @@ def build_student(
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
             these. Rotary positions are no embeddings, so there is nothing to freeze.
         from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers, hidden_size,
-            intermediate_size, embedding_size, num_hidden_groups and family are then without meaning.
+            intermediate_size, embedding_size, num_hidden_groups, linear_rank and family are then without meaning.
         head: Whether it has a masked-LM head.
         token_counts: How often text has each token, [V] or shorter, for `embedding_size`; None for equally often.
         sample: Ids of masked text, int64 [B, L], to fit the head of an `embedding_size` to what the teacher's makes of
@@ -110,7 +110,8 @@ def build_student(
         warn_of_eps(teacher_model, get_family_by_type(config.model_type))
         warn_of_first_layer(get_family_by_type(config.model_type), layer_map)
     if from_ is not None:
-        student = load_start(find_start(from_), dropout=dropout, head=head)
+        start = find_start(from_)
+        student = restore_factors(load_start(start, dropout=dropout, head=head), start.linear_rank)
     else:
         whole = copy.deepcopy(config)
         set_rank(whole, None)
@@ -119,7 +120,7 @@ def build_student(
         new = copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts, sample)
         if get_family(teacher_model) is not get_family(student):
             tell_of_another_class(teacher_model, student, layer_map, new)
-    if linear_rank is not None:
+    if linear_rank is not None and from_ is None:
         _factor(student, linear_rank, sample)
     if freeze_positions:
         for name, parameter in student.named_parameters():
@@ -143,10 +144,8 @@ def load_start(
         UserError: The model is not complete, or lacks the head.
     """
     if head:
-        model = load_masked_lm(start, dropout=dropout, hollow=hollow)
-    else:
-        model = load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
-    return factor_again(model, start)
+        return load_masked_lm(start, dropout=dropout, hollow=hollow)
+    return load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
 
 
 def _factor(student: PreTrainedModel, rank: int, sample: Tensor | None) -> None:

@@ -190,8 +190,11 @@ def _set_linear_rank(config: PretrainedConfig, rank: int | None) -> None:
     if rank < 1:
         raise UserError(f"student.linear_rank = {rank}: give a whole number, 1 or more")
     set_rank(config, rank)
-    with torch.device("meta"):  # nothing is allocated
-        new_model(config, head=False)
+    try:
+        with torch.device("meta"):  # nothing is allocated
+            new_model(config, head=False)
+    except UserError as error:
+        raise UserError(f"student.{error}") from error
 
 
 def _set_shapes(

@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
+from ds_distill.loaded import load
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm, new_model
@@ -20,9 +21,10 @@ from ds_distill.models.low_rank import (
     factor_linears,
     input_moments,
     multiplied_out,
+    restore_factors,
 )
 from ds_distill.models.saving import save_model_folder
-from ds_distill.models.student import build_student, load_start
+from ds_distill.models.student import build_student
 from ds_distill.models.student_plan import plan_student
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
@@ -123,9 +125,12 @@ def test_a_student_trains_in_factors_and_its_folder_is_of_the_stock_class(family
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").eval()
     assert type(stock) is type(student) and count(stock) == count(whole)
     folder = find_model_folder(str(tmp_path / "saved"))
-    again = load_start(folder, head=True)
+    again = build_student(stock, from_=str(folder.path), dropout=0.0)
     assert factors(again).keys() == factors(student).keys() and count(again) == count(student)
-    assert again.config.linear_rank == 5 and getattr(load_masked_lm(folder).config, "linear_rank", None) is None
+    assert (
+        folder.linear_rank == again.config.linear_rank == 5
+        and getattr(load_masked_lm(folder).config, "linear_rank", None) is None
+    )
     with torch.no_grad():
         expected = student.eval()(tokens()).logits
         for model in (stock, again.eval()):
@@ -139,13 +144,36 @@ def test_a_folder_is_fine_tuned_in_factors_and_exported_with_them(tmp_path):
     teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
     student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
     save_model_folder(student, teacher.tokenizer, tmp_path / "saved")
-    tuned = load_for_task(str(tmp_path / "saved"), get_task("sst2"), "model", tuned=False)
+    whole = load_for_task(str(tmp_path / "saved"), get_task("sst2"), "model", tuned=False)
+    assert not factors(whole)
+    tuned = restore_factors(copy.deepcopy(whole), 5)
     assert factors(tuned).keys() == factors(student).keys()
     save_model_folder(tuned, teacher.tokenizer, tmp_path / "tuned")
     source = load_source(str(tmp_path / "tuned"))
-    assert factors(source.model).keys() == factors(student).keys()
-    with torch.no_grad(), multiplied_out(tuned):
-        torch.testing.assert_close(source.model(tokens()).logits, tuned.eval()(tokens()).logits, rtol=1e-4, atol=1e-5)
+    assert not factors(source.model) and factors(source.traced).keys() == factors(student).keys() and 5 in source.widths
+    with torch.no_grad():
+        for model in (tuned.eval(), source.model, source.traced, load(tmp_path / "tuned")):
+            torch.testing.assert_close(model(tokens()).logits, whole.eval()(tokens()).logits, rtol=1e-4, atol=1e-5)
+    load(tmp_path / "tuned").save_pretrained(tmp_path / "again")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(tokens()).logits, load(tmp_path / "tuned")(tokens()).logits)
+
+
+def test_weights_that_another_program_has_trained_since_stay_whole(tmp_path, capsys):
+    teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
+    student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
+    save_model_folder(student, teacher.tokenizer, tmp_path / "saved")
+    other = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").eval()
+    half = copy.deepcopy(other).bfloat16().float()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert not factors(restore_factors(copy.deepcopy(other), 5)) and "they stay whole" in capsys.readouterr().err
+    assert factors(restore_factors(half, 5)).keys() == factors(student).keys()  # rounding is no training
+    other.save_pretrained(tmp_path / "other")
+    again = build_student(other, from_=str(tmp_path / "other"), dropout=0.0).eval()
+    with torch.no_grad():
+        assert torch.equal(again(tokens()).logits, other(tokens()).logits) and not hasattr(again.config, "linear_rank")
 
 
 def test_a_teacher_that_was_trained_in_factors_teaches_as_it_is(tmp_path):
@@ -182,15 +210,15 @@ def test_a_hostile_config_gets_a_sentence(rank, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"linear_rank": rank}))
     with pytest.raises(UserError, match=r"linear_rank in config\.json is .*whole number"):
-        load_start(find_model_folder(str(folder)), head=True)
+        build_student(load_masked_lm(str(folder)), from_=str(folder))
 
 
 def test_a_rank_for_which_no_layer_is_large_enough_gets_a_sentence(tmp_path):
     folder = save_encoder("bert", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"linear_rank": 1000}))
-    with pytest.raises(UserError, match="1000: .* no linear layer"):
-        load_start(find_model_folder(str(folder)), head=True)
+    with pytest.raises(UserError, match=r"config\.json: linear_rank = 1000: .* no linear layer .*remove it"):
+        load_source(str(folder)).traced  # noqa: B018
 
 
 def test_copies_of_a_factored_student_are_of_their_own():
