@@ -23,5 +23,6 @@ if [[ $# == 0 ]]; then
     "$PY" -m mypy || exit 1
 fi
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
-# Much of a test is waiting for the processes that it starts.
-exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+# Much of a test is waiting for the processes that it starts, so there is one worker more than there are cores.
+workers=$("$PY" -c "import os; print(min(4, len(os.sched_getaffinity(0)) + 1))")
+exec "$PY" -m pytest -q --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "$@"

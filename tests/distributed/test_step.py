@@ -16,20 +16,20 @@ OPTIONS = [
     {"deepspeed": "zero1", "optimizer": "torch"},
     {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
     {"deepspeed": "zero0", "compiled": True},
-    *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (1, 3)),
-    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (1, 3)),
+    {"deepspeed": "zero3", "freeze": True},
+    {"deepspeed": "zero3", "family": "deberta-v2"},
     # Two of the three layers have one set of weights, and these are factors.
-    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in (1, 3)),
+    {"deepspeed": "zero3", "shape": SHARED},
     # with one sequence per micro-batch, a rank has steps without a masked sequence
-    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (1, 3)),
+    {"deepspeed": "zero1", "clean": [0, 3, 4, 6], "accumulations": [4]},
 ]
 LONG = [
     {"deepspeed": "zero2", "compiled": True},  # each compiles for half a minute
     {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
-    {"deepspeed": "zero0", "freeze": True},
-    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in (0, 2)),
-    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in (0, 2)),
-    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2)),
+    *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (0, 1)),
+    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in range(3)),
+    *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in range(3)),
+    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2, 3)),
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (1, 3)]

@@ -136,6 +136,7 @@ def modernbert(layers: int = 4, **changes) -> ModernBertForMaskedLM:
     return ModernBertForMaskedLM(ModernBertConfig(**(shape | changes))).eval()
 
 
+@pytest.mark.long
 def test_compiled_layers_of_two_kinds_compute_what_the_models_own_do():
     """A layer that attends to all others, one that attends to its neighbors, and recorded queries and keys."""
     needs_compile()
