@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import FAMILIES, get_family, get_family_by_type, head_size
 from ds_distill.models.families.family import Family
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 KEY = "pruned_layers"
@@ -59,7 +60,7 @@ def check_layer_shapes(config: PretrainedConfig) -> None:
         return
     family = get_family_by_type(config.model_type)
     if family.outputs is None:
-        raise ValueError(f"{KEY} is not known of a {family.name}")
+        raise ValueError(f"{KEY} is not known of {with_article(family.name)}")
     depth = family.dims(config).depth
     if not isinstance(layers, list) or len(layers) != depth:
         raise ValueError(f"{KEY} must be a list of {depth} entries, one for each layer")

@@ -16,6 +16,7 @@ from ds_distill.models.folder import ModelFolder, find_model_folder, join_names,
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
 from ds_distill.models.low_rank import factor_linears, put_factors, set_rank
 from ds_distill.models.weight_names import renaming
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 
@@ -77,8 +78,9 @@ def load_model(
         )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
         raise UserError(
-            f"{given}: the names of its weights ({join_names(sorted(names), 2)}) are not those of a "
-            f"{type(model).__name__}; save the model itself with save_pretrained, not a module that contains it"
+            f"{given}: the names of its weights ({join_names(sorted(names), 2)}) are not those of "
+            f"{with_article(type(model).__name__)}; save the model itself with save_pretrained, not a module that "
+            "contains it"
         )
     # without this, save_pretrained would write the names that stood in the file
     model._weight_conversions = None
