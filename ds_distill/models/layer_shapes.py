@@ -83,9 +83,9 @@ def check_prunable(family: Family) -> None:
 
 
 def shaped_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return a class whose models are made as those of `model_class`, of which they are, with the shapes of the config.
+    """Return a class that builds a model of `model_class`, and gives its layers the shapes that the config states.
 
-    It is for `from_pretrained`, which makes the model itself.
+    It is for `from_pretrained`, which makes the model itself. The model's own class is `model_class`.
     """
 
     def make(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ def cut_layer(family: Family, layer: Any, head: int, heads: Sequence[int], colum
         heads: The heads to keep, by their number in this layer.
         columns: The columns of the feed-forward's inner width to keep.
     """
-    assert family.outputs and family.ffn and family.projections
+    assert family.outputs and family.ffn
     attention, feed_forward = family.outputs
     kept = torch.tensor([head * number + place for number in heads for place in range(head)], dtype=torch.long)
     if isinstance(layer.get_submodule(attention), nn.Linear):
