@@ -1,6 +1,6 @@
 """An encoder with the head for a task.
 
-The head is a new one on a pretrained trunk, or the one that was fine-tuned for the task.
+The head is a new one on a pretrained encoder, or the one that was fine-tuned for the task.
 """
 
 from __future__ import annotations
