@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from ds_distill.config.recipe_file import RECIPES, STUDIES, find_file, load_recipe, setting_name
 from ds_distill.config.unknown_keys import unknown_key_message
-from ds_distill.config.values import convert, format_value, read_path
+from ds_distill.config.values import as_plain, convert, format_value, read_path
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -62,6 +62,13 @@ class Value(ActionTypeHint):
             return merged | ({name: {**(merged.get(name) or {}), **converted[name]}} if rest else converted)
         value = convert(value, hint, key)
         return [*(previous or []), *value] if append else value
+
+    def serialize(self, value, dump_kwargs=None):
+        """Return a value as YAML writes it, for --print_config.
+
+        jsonargparse's own function knows no dataclass whose options `convert` reads.
+        """
+        return as_plain(value)
 
 
 class Flag(argparse.Action):

@@ -121,8 +121,7 @@ def families_table() -> str:
     for family in FAMILIES.values():
         students = list_students(family)
         can = (
-            family.projections is not None,
-            family.projections is not None and not family.scores_positions,
+            not family.scores_positions,
             family.mask != "tokens",
             family.layers_stand_alone,
             family.recomputes,
@@ -130,8 +129,8 @@ def families_table() -> str:
         )
         names = ", ".join(f"`{name}`" for name in students)
         rows.append([family.title, f"`{family.name}`", names, *("yes" if able else "no" for able in can)])
-    columns = ["encoder", "`model_type`", "student", "relations", "attention scores", "documents apart"]
-    return _table([*columns, "forced layers", "recomputed", "pruned"], rows)
+    columns = ["encoder", "`model_type`", "student", "attention scores", "documents apart", "forced layers"]
+    return _table([*columns, "recomputed", "pruned"], rows)
 
 
 def configuration() -> str:

@@ -1,4 +1,4 @@
-"""Training in the arithmetic of the exported quantized files: what they round is rounded in the forward pass.
+"""Quantization-aware training, in the arithmetic of the exported files: what they round is rounded in the forward pass.
 
 The gradient passes through a rounding as if it were not there (Bengio et al. 2013). Weights stay floats,
 so an export rounds them as the training did. Scales are computed anew in each step, as the int8 files compute

@@ -1,4 +1,4 @@
-"""What the parts of a layer take, by what is left of them, measured in a runtime on inputs of one shape."""
+"""Measured times of a layer's parts by their size, in a runtime, on inputs of one shape."""
 
 from __future__ import annotations
 

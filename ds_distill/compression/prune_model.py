@@ -106,7 +106,7 @@ def _magnitudes(model: PreTrainedModel, number: int, part: str) -> Tensor:
     """Return the sum of the squared weights of each head or column of a part, into it and out of it."""
     family = get_family(model)
     layer, output = family.get_layers(model)[number], _get_output(model, number, part)[0]
-    assert family.projections and family.ffn
+    assert family.ffn
     squares = output.weight.square().sum(0)
     for name in family.projections if part == "heads" else family.ffn[:1]:
         squares = squares + layer.get_submodule(name).weight.square().sum(1)

@@ -38,7 +38,8 @@ def check_width(config: PretrainedConfig, width: int) -> None:
         )
     if embedding != dims.width and width == embedding:
         raise UserError(
-            f"--hidden_size {width}: is the width of the model's embeddings, which it projects on its own; give another"
+            f"--hidden_size {width}: the model's embeddings have this width too, and a model of its class has a "
+            "projection only between different widths; give another"
         )
 
 

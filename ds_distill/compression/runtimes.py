@@ -45,8 +45,7 @@ def load_in_runtime(model: PreTrainedModel, runtime: str, batch: int, length: in
     """
     source = ExportModel(Path(), model, None, "encoder")
     ids = np.arange(batch * length, dtype=np.int64).reshape(batch, length) % model.config.vocab_size
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs = {name: values[name] for name in source.inputs}
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}  # those of a source without a tokenizer
     if runtime == "torch":
         model.set_attn_implementation("sdpa")
         run: Runner = torch_runner(source)

@@ -19,7 +19,7 @@ def trim_tokenizer(content: dict[str, Any], wanted: Iterable[str]) -> tuple[dict
     """Return (the content of tokenizer.json with fewer tokens, the former ids of its tokens, in their new order).
 
     A text of whose tokens all are wanted is split into the same tokens as before, because a token that its split does
-    not use has no say in it:
+    not use does not affect it:
 
     - WordPiece takes the longest piece that fits. One that is not used was never the longest. (A word that was unknown
       because it had no split may get one.)

@@ -196,6 +196,15 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     raise UserError(f"{key}: {format_value(value)}: {problem}")
 
 
+def as_plain(value: Any) -> Any:
+    """Return a converted value as numbers, texts, lists and mappings, of which `convert` makes the same value again."""
+    if is_dataclass(value):
+        return {entry.name: as_plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, dict):
+        return {name: as_plain(entry) for name, entry in value.items()}
+    return [as_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def _convert_union(value: Any, hints: tuple, key: str) -> Any:
     """Return `value` as the first of `hints` that fits; text is tried last."""
     if NoneType in hints and value in (None, "null"):

@@ -116,7 +116,7 @@ def activation_bytes(
 ) -> float:
     """Return the bytes that autograd keeps for `sequences` × `length` tokens.
 
-    They are those of the student's trunk and head transform.
+    They are those of the student's encoder and head transform.
     """
     first_sequence, per_sequence = activation_bytes_fit(student, length, dtype, device)
     return first_sequence + per_sequence * (sequences - 1)

@@ -6,7 +6,7 @@ depend on the processor. The vocabulary matrix is stored once, for lookups and f
 
 ONNX Runtime has operators of its own for this (domain com.microsoft): MatMulNBits and GatherBlockQuantized. Its
 products may also round activations to int8 (accuracy level 4). That is faster for single tokens only, adds an error,
-and returns wrong numbers, without a word, where constants are not folded. Level 1 is asked for: fp32.
+and silently returns wrong numbers where constants are not folded. Level 1 is asked for: fp32.
 """
 
 from __future__ import annotations

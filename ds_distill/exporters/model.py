@@ -26,6 +26,7 @@ from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.models.loading import load_model, no_pooler
 from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 # the class's ending in config.json, and the class that loads it
@@ -129,7 +130,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     model, missing = load_model(HEADS[head][1], folder, **options)
     if missing and not for_speed:
         raise UserError(
-            f"--model {path}: the weights lack {join_names(missing)} of a {head} model; give a complete checkpoint"
+            f"--model {path}: the weights lack {join_names(missing)} of {with_article(head)} model; give a complete "
+            "checkpoint"
         )
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ds_distill.data.readers import documents
 from ds_distill.data.sources import split_inputs
 from ds_distill.exporters.model import ExportModel
 from ds_distill.models.inputs import pad_right
-from ds_distill.utils.console import progress
+from ds_distill.utils.console import progress_over
 from ds_distill.utils.errors import UserError
 
 SAMPLE = Path(__file__).with_name("sample.txt")
@@ -210,11 +210,3 @@ def _select_compared(source: ExportModel, outputs: list[np.ndarray], batch: Batc
     if head == "question-answering":
         return [part[row, at][None] for part in outputs[:2] for row, at in enumerate(batch.at)]
     return [outputs[0][batch.at]]
-
-
-def progress_over(batches: list, what: str) -> Iterable:
-    """Yield the batches behind a progress bar."""
-    with progress(len(batches), what, "batch") as bar:
-        for batch in batches:
-            yield batch
-            bar.update()

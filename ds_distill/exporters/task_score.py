@@ -17,7 +17,6 @@ import numpy as np
 
 from ds_distill.data.charset import replace_surrogates
 from ds_distill.exporters.model import ExportModel
-from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, normalize_name
@@ -40,7 +39,7 @@ from ds_distill.tasks.labels import (
 )
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.squad import LENGTH, make_spans, postprocess_spans, questions_in, squad_scores
-from ds_distill.utils.console import log, log_if_significant
+from ds_distill.utils.console import log, log_if_significant, progress_over
 from ds_distill.utils.errors import UserError
 
 Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
@@ -80,7 +79,7 @@ class DevSet:
     def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
         """Return {metric: score} of the answers of `run`."""
         outputs: Outputs = []
-        for start in progress_over(list(range(0, len(self.rows), batch)), what):
+        for start in progress_over(range(0, len(self.rows), batch), what):
             padded = pad_right(self.rows[start : start + batch], self.source.reader.pad_token_id)
             outputs.append(run({name: padded[name] for name in self.source.inputs}))
         return self.judge(outputs)

@@ -14,12 +14,12 @@ from ds_distill.finetune.data import Data, EncodedDev, dev_sets, get_split_name
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.trainer import DevAnswers, answer_sets, score_answers
-from ds_distill.models.precision import lone_device
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs, find_constant_answer
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.metric_sums import METRIC_SUMS
 from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
 from ds_distill.tasks.squad import Answer, Questions, Spans
+from ds_distill.training.device import default_device
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
@@ -110,7 +110,7 @@ def score_again(folder: Path, data: Data) -> DevOutputs:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     model_folder, metric = folder / "model", data.task.metrics[0]
     model = load_for_task(str(model_folder), data.task, "model", tuned=True)
-    model = model.to(lone_device())  # type: ignore[arg-type]  # wrong in transformers
+    model = model.to(default_device())  # type: ignore[arg-type]  # wrong in transformers
     outputs, score = answer_again(folder, data, model)
     before = result["metrics"][metric]
     if (score is None) != (before is None) or abs((score or 0) - (before or 0)) > SAME_SCORE:

@@ -1,6 +1,6 @@
 """An encoder with the head for a task.
 
-The head is a new one on a pretrained trunk, or the one that was fine-tuned for the task.
+The head is a new one on a pretrained encoder, or the one that was fine-tuned for the task.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ds_distill.models.folder import ModelFolder, find_model_folder, join_names
 from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, normalize_name
 from ds_distill.tasks.labels import match_classes
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 HEADS = {
@@ -97,12 +98,12 @@ def _check_head(folder: ModelFolder, task: Task, tuned: bool) -> bool:
     has_head = kind.endswith(_head(task))
     if tuned and not has_head:
         raise UserError(
-            f"{folder.given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
-            f"fine-tuned on {task.name}"
+            f"{folder.given}: {with_article(kind or 'model without a head')}; task-specific distillation needs a "
+            f"teacher that was fine-tuned on {task.name}"
         )
     if not has_head and kind.endswith(tuple(HEADS)):
         raise UserError(
-            f"{folder.given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; "
+            f"{folder.given}: {with_article(kind)}, which was fine-tuned for another kind of task than {task.name}; "
             f"{_remedy(task, tuned)}"
         )
     if trained_task and normalize_name(trained_task) != normalize_name(task.name):

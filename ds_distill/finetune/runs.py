@@ -22,7 +22,6 @@ from ds_distill.finetune.results import finished_before, make_summary, run_folde
 from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
-from ds_distill.models.precision import lone_device
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.reporting import provenance
@@ -32,6 +31,7 @@ from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
+from ds_distill.training.device import default_device
 from ds_distill.utils.console import log_header, progress, skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
@@ -135,7 +135,7 @@ def _make_plan(
     origin: Provenance,
     report_to: Sequence[str],
 ) -> Plan:
-    device, collator = lone_device(), Collator(tokenizer)
+    device, collator = default_device(), Collator(tokenizer)
     if device.type == "cpu":
         retain_freed_memory()
     if teachers is not None:

@@ -26,13 +26,13 @@ from ds_distill.data.sources import split_inputs
 from ds_distill.finetune.data import load_data
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.precision import lone_device
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.squad import Questions
+from ds_distill.training.device import default_device
 from ds_distill.utils.console import log, log_header, progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import StoredSummary, read_summary, write_atomically
@@ -85,7 +85,7 @@ def augment(
             log(f"{output}: finished before, nothing to do")
             # the folder may have been moved since
             return StoredSummary(stored | {"output": str(output), "file": str(output / FILE)})
-        device = lone_device()
+        device = default_device()
         proposer = WordProposer(network.to(device), folder.tokenizer)  # type: ignore[arg-type]  # wrong in transformers
         count = len(task_data.train)
         log_header(

@@ -20,7 +20,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.reporting.run_text import describe_device
 from ds_distill.training.device import local_device
 from ds_distill.training.evaluation import evaluate
-from ds_distill.utils.console import log_header, progress
+from ds_distill.utils.console import log_header, progress_over
 
 
 def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
@@ -59,13 +59,9 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
                 torch.manual_seed(t.seed)
                 network = new_model(network.config, head=True).eval()
         count = -(-sequences // (size * world))
-        with progress(count, "untrained" if random_weights else name, "batch") as bar:
-            batches = (
-                batch
-                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking, rank, world)
-                if bar.update() or True
-            )
-            figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
+        batches = heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking, rank, world)
+        batches = progress_over(batches, "untrained" if random_weights else name, total=count)
+        figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
         row = {"model": name, "parameters": count_parameters(network)}
         rows.append(row | {f"heldout_{key}": value for key, value in figures.items()})
     return sorted(rows, key=lambda row: math.inf if row["heldout_mask_loss"] is None else row["heldout_mask_loss"])

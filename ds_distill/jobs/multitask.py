@@ -26,7 +26,6 @@ from ds_distill.finetune.trainer import SAVE_EVERY, ProgressBar, ReportCallback,
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.precision import lone_device
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.multitask.model import MultitaskModel
@@ -44,6 +43,7 @@ from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured
 from ds_distill.tracking.trackers import Trackers
+from ds_distill.training.device import default_device
 from ds_distill.utils.console import log_header, progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json, write_summary
@@ -112,7 +112,7 @@ def multitask(
         sets = {name: encode_sets(part, tokenizer, settings, positions) for name, part in all_data.items()}
         for name, part in all_data.items():
             log_not_read(part, sets[name], settings, positions, tokenizer)
-        device = lone_device()
+        device = default_device()
         if device.type == "cpu":
             retain_freed_memory()
         hub_sets = [] if data else [task.hub[0] for task in tasks]

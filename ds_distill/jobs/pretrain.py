@@ -34,7 +34,7 @@ def pretrain(
 ) -> dict:
     """Collective: train with masked-LM only.
 
-    training.encoder_learning_rate applies to all but the head; 0 leaves the trunk as it is.
+    training.encoder_learning_rate applies to all but the head; 0 leaves the encoder as it is.
 
     Args:
         recipe: The recipe.

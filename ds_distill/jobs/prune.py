@@ -25,7 +25,6 @@ from ds_distill.data.run_data import is_prepared, make_masker, open_heldout, pre
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.flops import forward_flops_per_token
-from ds_distill.exporters.parity import progress_over
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -41,7 +40,7 @@ from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.training.evaluation import evaluate_alone
-from ds_distill.utils.console import log, log_header, spinner
+from ds_distill.utils.console import log, log_header, progress_over, spinner
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import read_summary, write_summary
 from ds_distill.utils.resources import explain_disk_full

@@ -38,10 +38,9 @@ def keep_model(
 ) -> None:
     """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder.
 
-    So is what the model card tells, and the files of sentence-transformers where `base`, the model
-    that this one is made of, has them.
+    What the model card tells is saved too. Where `base`, the model that this one is made of, has the files of
+    sentence-transformers, they are saved as well.
     """
-
     config = model.config
 
     def keep() -> None:

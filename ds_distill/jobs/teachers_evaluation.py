@@ -14,7 +14,7 @@ from ds_distill.models.loading import load_teacher
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.trainer import Trainer
-from ds_distill.utils.console import progress
+from ds_distill.utils.console import progress_over
 
 
 def evaluate_teachers(trainer: Trainer, folders: Sequence[ModelFolder]) -> dict[str, dict]:
@@ -32,17 +32,16 @@ def evaluate_teachers(trainer: Trainer, folders: Sequence[ModelFolder]) -> dict[
     if not teacher.has_head:
         dtype = next(teacher.models[0].parameters()).dtype
         model = load_teacher(folders[0], logits=True)
-        teacher = Teacher(model.to(device=trainer.device, dtype=dtype))  # type: ignore[call-arg]  # as in Teacher.load
+        teacher = Teacher(model.to(device=trainer.device, dtype=dtype))  # type: ignore[call-arg]  # transformers' wrapper loses self
     if isinstance(teacher, Ensemble):
         run: nn.Module = _MeanGuesses(teacher)
     else:
         world = torch.distributed.get_world_size()
         run = Objective(teacher.model, trainer.objective.losses.without_teacher(), world).eval()
     figures = {}
-    with progress(None, "teacher's evaluation", "batch") as bar:
-        for name, make_batches in trainer.heldout.items():
-            batches = (batch for batch in make_batches() if bar.update() or True)
-            figures[name] = evaluate(run, batches, trainer.device)
+    for name, make_batches in trainer.heldout.items():
+        batches = progress_over(make_batches(), f"teacher's evaluation{f', {name}' if name else ''}")
+        figures[name] = evaluate(run, batches, trainer.device)
     return figures
 
 

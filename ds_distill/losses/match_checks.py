@@ -12,6 +12,7 @@ from ds_distill.models.families import get_family_by_type
 from ds_distill.models.families.family import Dims, Family
 from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.recipe import Match
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError, did_you_mean
 
 # Losses between vectors of heads, and what each compares; the others compare hidden states.
@@ -52,15 +53,10 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
         raise UserError(f"{key}.layers = {match.layers}: embeddings lie below all layers; leave it out")
     for number, family in enumerate(families):
         who = "teacher" if number else "student"
-        if match.loss in HEAD_LOSSES and family.projections is None:
-            raise UserError(
-                f"{key}.of = {', '.join(match.quantities)}: the {who} is a {family.name}, which gives only "
-                f"{' and '.join(HIDDEN)}; give {key}.loss = cosine or mse"
-            )
         if "query_key" in match.quantities and family.scores_positions:
             raise UserError(
-                f"{key}.of = query_key: the {who} is a {family.name}, whose attention scores have terms of relative "
-                f"positions besides query · key; give {key}.loss = relation with of = query, key or value"
+                f"{key}.of = query_key: the {who} is {with_article(family.name)}, whose attention scores have terms of "
+                f"relative positions besides query · key; give {key}.loss = relation with of = query, key or value"
             )
 
 

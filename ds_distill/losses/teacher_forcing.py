@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from ds_distill.models.attention_mask import make_attention_mask
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.intermediates import EMBEDDINGS, LAST, Site
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def force_teacher(
     if not family.layers_stand_alone:
         shared = "weights" if family.names.groups else "relative positions"
         raise UserError(
-            f"{key}.teacher_forced: the layers of a {family.name} do not run one by one, since they share {shared}; "
-            "leave it out"
+            f"{key}.teacher_forced: the layers of {with_article(family.name)} do not run one by one, since they "
+            f"share {shared}; leave it out"
         )
     ours, theirs = (get_family_by_type(config.model_type).dims(config) for config in (student, teacher))
     if ours.width != theirs.width:

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 
@@ -63,7 +64,9 @@ def make_attention_mask(
         return torch.ones(like.shape[:2], dtype=torch.int, device=like.device) if kind == "tokens" else None
     if kind == "tokens":
         if attention_mask.dim() != 2:
-            raise ValueError(f"a {get_family(model).name} takes no mask of {attention_mask.dim()} dimensions")
+            raise ValueError(
+                f"{with_article(get_family(model).name)} takes no mask of {attention_mask.dim()} dimensions"
+            )
         return attention_mask.int()  # DeBERTa subtracts it from 1
     if kind == "bool":
         return full_mask(attention_mask)
@@ -87,6 +90,6 @@ def check_keeps_apart(config: PretrainedConfig, mode: str, attend_across_documen
     family = get_family_by_type(config.model_type)
     if mode == "packed" and not attend_across_documents and family.mask == "tokens":
         raise UserError(
-            f"data.attend_across_documents = false: {what} is a {family.name}, which cannot keep the documents of a "
-            "packed sequence apart; set it to true, or set data.mode = lines"
+            f"data.attend_across_documents = false: {what} is {with_article(family.name)}, which cannot keep the "
+            "documents of a packed sequence apart; set it to true, or set data.mode = lines"
         )

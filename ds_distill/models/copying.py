@@ -15,6 +15,7 @@ from ds_distill.models.families.family import Family
 from ds_distill.models.families.students import copies_embeddings, get_student_class, rename, weights_as_bert
 from ds_distill.models.intermediates import run_encoder
 from ds_distill.models.student_shape import add_identity, factorize
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def warn_of_first_layer(student: Family, layer_map: list[int]) -> None:
     dropped = f"that of the teacher's layer {layer_map[0]} is dropped" if layer_map[0] else ""
     added = f"in student layer {', '.join(new)} it starts with weights of 1" if new else ""
     log(
-        f"warning: student.init_layers = {layer_map}: the first layer of a {student.name} has no "
+        f"warning: student.init_layers = {layer_map}: the first layer of {with_article(student.name)} has no "
         f"{student.absent_in_first}: {' and '.join(filter(None, (dropped, added)))}, so the student starts slightly "
         "different from the teacher's layers; a list in which 0 comes first, and only there, avoids it"
     )
@@ -89,7 +90,8 @@ def tell_of_another_class(
     if family.as_bert.lost and layer_map is not None:
         remarks.append(f"it has no place for {family.as_bert.lost}")
     if remarks:
-        log(f"student: a {student_family.name} of a {family.name}; {'; '.join(remarks)}")
+        pair = f"{with_article(student_family.name)} of {with_article(family.name)}"
+        log(f"student: {pair}; {'; '.join(remarks)}")
 
 
 @torch.no_grad()

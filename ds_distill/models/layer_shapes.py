@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import FAMILIES, get_family, get_family_by_type, head_size
 from ds_distill.models.families.family import Family
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 KEY = "pruned_layers"
@@ -59,7 +60,7 @@ def check_layer_shapes(config: PretrainedConfig) -> None:
         return
     family = get_family_by_type(config.model_type)
     if family.outputs is None:
-        raise ValueError(f"{KEY} is not known of a {family.name}")
+        raise ValueError(f"{KEY} is not known of {with_article(family.name)}")
     depth = family.dims(config).depth
     if not isinstance(layers, list) or len(layers) != depth:
         raise ValueError(f"{KEY} must be a list of {depth} entries, one for each layer")
@@ -82,9 +83,9 @@ def check_prunable(family: Family) -> None:
 
 
 def shaped_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return a class whose models are made as those of `model_class`, of which they are, with the shapes of the config.
+    """Return a class that builds a model of `model_class`, and gives its layers the shapes that the config states.
 
-    It is for `from_pretrained`, which makes the model itself.
+    It is for `from_pretrained`, which makes the model itself. The model's own class is `model_class`.
     """
 
     def make(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +115,7 @@ def cut_layer(family: Family, layer: Any, head: int, heads: Sequence[int], colum
         heads: The heads to keep, by their number in this layer.
         columns: The columns of the feed-forward's inner width to keep.
     """
-    assert family.outputs and family.ffn and family.projections
+    assert family.outputs and family.ffn
     attention, feed_forward = family.outputs
     kept = torch.tensor([head * number + place for number in heads for place in range(head)], dtype=torch.long)
     if isinstance(layer.get_submodule(attention), nn.Linear):

@@ -58,7 +58,7 @@ def loader_code(model: PreTrainedModel) -> str | None:
 def _empty_parts(model: PreTrainedModel) -> list[str]:
     """Return lines that replace what has no heads or no columns."""
     family = get_family(model)
-    assert family.outputs and family.projections and family.ffn
+    assert family.outputs and family.ffn
     prefix, lines = family.layers.removeprefix("" if family.prefix(model) else f"{family.encoder}."), []
     mixing = family.projections[0].rpartition(".")[0]
     for number, shape in enumerate(layer_shapes(model.config)):

@@ -16,6 +16,7 @@ from ds_distill.models.folder import ModelFolder, find_model_folder, join_names,
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
 from ds_distill.models.low_rank import put_factors
 from ds_distill.models.weight_names import renaming
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 
@@ -77,8 +78,9 @@ def load_model(
         )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
         raise UserError(
-            f"{given}: the names of its weights ({join_names(sorted(names), 2)}) are not those of a "
-            f"{type(model).__name__}; save the model itself with save_pretrained, not a module that contains it"
+            f"{given}: the names of its weights ({join_names(sorted(names), 2)}) are not those of "
+            f"{with_article(type(model).__name__)}; save the model itself with save_pretrained, not a module that "
+            "contains it"
         )
     # without this, save_pretrained would write the names that stood in the file
     model._weight_conversions = None
@@ -142,7 +144,7 @@ def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) 
         ) from error
     wanted = sum(parameter.numel() for parameter in model.parameters())
     there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    if wanted > 4 * there + 2**20:  # a parameter takes at least one byte, and a trunk may lack its head
+    if wanted > 4 * there + 2**20:  # a parameter takes at least one byte, and an encoder may lack its head
         raise UserError(
             f"{given}: config.json describes {wanted:,} parameters, but the weights are only {there:,} bytes; "
             "restore the right config.json"
@@ -228,15 +230,15 @@ def load_masked_lm(
             weights with noise, and a teacher without its head teaches noise.
     """
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
-    model, head, trunk = _load_with_head(folder, dropout, hollow)
-    if head and not new_head and not trunk:
+    model, head, encoder = _load_with_head(folder, dropout, hollow)
+    if head and not new_head and not encoder:
         note = get_family_by_type(folder.config.model_type).head_note
         raise UserError(
             f"{folder.given}: no masked-LM head: the checkpoint lacks {join_names(head)}"
             f"{f' ({note})' if note else ''}; give a ...ForMaskedLM "
             f"checkpoint, or add a head with `ds-distill pretrain --from {folder.name}`{remedy}"
         )
-    _check_trunk(folder, trunk)
+    _check_encoder(folder, encoder)
     return model.eval()
 
 
@@ -259,14 +261,14 @@ def load_encoder(
     """
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
     if not bare:
-        _, head, trunk = _load_with_head(folder, None, True)
-        _check_trunk(folder, trunk)
+        _, head, encoder = _load_with_head(folder, None, True)
+        _check_encoder(folder, encoder)
         if not head:
             return load_masked_lm(folder, dropout=dropout, hollow=hollow)
     config, options = _config(folder, dropout), dict[str, Any](no_pooler(folder.config.model_type))
     options["attn_implementation"] = get_family_by_type(config.model_type).attention
     model, missing = load_model(AutoModel, folder, config, hollow=hollow, **options)
-    _check_trunk(folder, missing)
+    _check_encoder(folder, missing)
     return model.eval()
 
 
@@ -298,7 +300,7 @@ def _config(folder: ModelFolder, dropout: float | None) -> PretrainedConfig:
 def _load_with_head(
     folder: ModelFolder, dropout: float | None, hollow: bool
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
-    """Return (a masked-LM model, the weights that the folder lacks of its head, those that it lacks of its trunk)."""
+    """Return (a masked-LM model, the weights that the folder lacks of its head, those that it lacks of its encoder)."""
     config = _config(folder, dropout)
     attention = get_family_by_type(config.model_type).attention
     model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation=attention)
@@ -307,7 +309,7 @@ def _load_with_head(
     return model, head, sorted(set(missing) - set(head))
 
 
-def _check_trunk(folder: ModelFolder, missing: list[str]) -> None:
+def _check_encoder(folder: ModelFolder, missing: list[str]) -> None:
     """Raise UserError where a folder lacks weights of its encoder."""
     if missing:
         raise UserError(f"{folder.given}: the checkpoint lacks {join_names(missing)}; give a complete checkpoint")

@@ -1,4 +1,4 @@
-"""The device of a process without ranks, and the number format in which a machine computes fastest."""
+"""The number formats that models compute in: that of a teacher, and the one in which a CPU is fastest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import torch
 from ds_distill.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def lone_device() -> torch.device:
-    """Return the device of a process that is no rank of several: the first GPU, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def teacher_dtype(

@@ -96,7 +96,6 @@ def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
     """Return the slot of a site, and make it at its first use."""
     family = get_family(model)
     layer = family.get_layers(model)[family.layer_places(model.config)[site.layer]]
-    assert family.projections is not None  # losses.terms refuses such a family
     module = layer.get_submodule(family.projections[PROJECTIONS.index(site.quantity)])
     slot = vars(module).get("recording_slot")
     if slot is None:

@@ -86,8 +86,8 @@ def build_student(
         UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
             model `from_` is not complete or has another vocabulary, or there are no positions to freeze.
 
-    A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have, and where the first layer
-    lacks a norm that a layer between which and the teacher's it is copied does not.
+    A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have. Another one is logged where a
+    first layer, which lacks a norm in some families, is copied into another layer or starts from one.
     """
     layer_map, config = plan_student(
         teacher_model.config,

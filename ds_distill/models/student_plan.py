@@ -20,6 +20,7 @@ from ds_distill.models.layer_shapes import is_pruned, layer_shapes, set_layer_sh
 from ds_distill.models.loading import new_model
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.student_shape import family_of_shape, set_shape
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 
@@ -120,6 +121,8 @@ def plan_student(
             _check_positions_exist(get_family_by_type(config.model_type), config)
         return None, config
     teacher_family = get_family_by_type(teacher.model_type)
+    # of a pruned teacher, no other setting leads to a class whose layers must be whole
+    cause = f"student.family = {family}" if family else f"student.num_hidden_groups = {num_hidden_groups}"
     if family is None:
         family = family_of_shape(teacher_family, embedding_size, num_hidden_groups)
     dims, student_class = teacher_family.dims(teacher), get_student_class(teacher_family, family)
@@ -130,8 +133,8 @@ def plan_student(
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
     if layer_map is not None and not has_layers:
         raise UserError(
-            f"student.init_layers = {layer_map}: the layers of a {teacher_family.name} cannot become those of a "
-            f"{student.name}; leave it out, and the student starts from the word embeddings alone"
+            f"student.init_layers = {layer_map}: the layers of {with_article(teacher_family.name)} cannot become those "
+            f"of {with_article(student.name)}; leave it out, and the student starts from the word embeddings alone"
         )
     if layer_map is not None:
         depth = len(layer_map)
@@ -163,7 +166,7 @@ def plan_student(
         entries = getattr(config if student_class else teacher, key)
         layers = range(depth) if layer_map is None else layer_map
         setattr(config, key, [entries[layer % len(entries)] for layer in layers])
-    _set_shapes(config, student, teacher, layer_map, narrower != dims._replace(depth=depth))
+    _set_shapes(config, student, teacher, layer_map, narrower != dims._replace(depth=depth), cause)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     takes_positions = not random and (
@@ -172,7 +175,8 @@ def plan_student(
     if freeze_positions:
         _check_positions_exist(student, teacher)
         if not takes_positions and not student.sinusoidal:
-            reason = "student.init_layers = random" if random else f"a {teacher_family.name} that has none to take over"
+            none = f"{with_article(teacher_family.name)} that has none to take over"
+            reason = "student.init_layers = random" if random else none
             raise UserError(
                 f"student.freeze_positions with {reason}: frozen random positions carry no information; "
                 + ("start from the teacher's layers" if random else "leave it out")
@@ -198,11 +202,24 @@ def _set_linear_rank(config: PretrainedConfig, rank: int | None) -> None:
 
 
 def _set_shapes(
-    config: PretrainedConfig, student: Family, teacher: PretrainedConfig, layer_map: list[int] | None, narrower: bool
+    config: PretrainedConfig,
+    student: Family,
+    teacher: PretrainedConfig,
+    layer_map: list[int] | None,
+    narrower: bool,
+    cause: str,
 ) -> None:
     """Give a student of a pruned teacher, in place, the shapes of the layers that it starts from.
 
     With a random start its layers are whole.
+
+    Args:
+        config: The student's config.
+        student: Its family.
+        teacher: Its teacher's config.
+        layer_map: The teacher layer that each of its layers starts from, or None.
+        narrower: Whether its layers are narrower than its teacher's were before the pruning.
+        cause: The setting that made it a student of its family, for errors.
 
     Raises:
         UserError: The student is narrower than such a teacher, or its layers cannot have shapes of their own.
@@ -212,8 +229,8 @@ def _set_shapes(
         return
     if student.outputs is None:
         raise UserError(
-            f"student.family = {student.name}: the teacher's layers were pruned to widths of their own, which those of "
-            "such a student cannot have; give another family, or student.init_layers = random"
+            f"{cause}: the teacher's layers were pruned to widths of their own, which those of "
+            f"{with_article(student.name)} cannot have; leave it out, or set student.init_layers = random"
         )
     if narrower:
         raise UserError(

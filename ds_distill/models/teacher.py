@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
-from ds_distill.models.loading import load_masked_lm
 
 
 class Targets(NamedTuple):
@@ -54,12 +53,6 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self._family = get_family(model)
         self.assert_frozen()
-
-    @classmethod
-    def load(cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
-        """Return the teacher at `path`, on `device` in `dtype`; raise UserError as `load_masked_lm` does."""
-        model = load_masked_lm(path)
-        return cls(model.to(device=device, dtype=dtype))  # type: ignore[call-arg]  # transformers' wrapper loses self
 
     @torch.no_grad()  # not inference_mode: the loss saves these tensors for a backward, which that mode forbids
     def targets(
@@ -123,14 +116,6 @@ class Teacher:
         return self._family.get_decoder(self.model).bias
 
     @property
-    def num_layers(self) -> int:
-        return self._family.count_layers(self.model)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.decoder_weight.shape[0]
-
-    @property
     def max_positions(self) -> int:
         return self._family.positions(self.config)
 
@@ -144,10 +129,6 @@ class Teacher:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 raise RuntimeError(f"the teacher's parameter {name} requires a gradient: the teacher must stay frozen")
-
-    def fingerprint(self) -> str:
-        """Return the hex sha256 of the weights."""
-        return weights_fingerprint(self.model)
 
 
 def needed_part(model: PreTrainedModel, sites: Sequence[Site], *, head: bool) -> PreTrainedModel:

@@ -63,7 +63,7 @@ def _takes_windows() -> bool:
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
-    """Have `model` use the kernel where its trunk gets cu_seqlens and attention has no dropout.
+    """Have `model` use the kernel where its encoder gets cu_seqlens and attention has no dropout.
 
     cu_seqlens is given as cu_seq_lens_q, beside the mask. The kernel has no dropout, so a student
     with attention dropout keeps the mask while it trains.

@@ -144,7 +144,7 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def _minimal_training(training: Training) -> Training:
-    """Return the same settings for a model without a trunk, one sequence at a time."""
+    """Return the same settings for a model without an encoder, one sequence at a time."""
     return replace(training, encoder_learning_rate=None, micro_batch_size=1)
 
 

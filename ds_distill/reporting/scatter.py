@@ -132,8 +132,8 @@ def _has_hollow(scatter: Scatter) -> bool:
     return not all(point.certain for point in scatter.points)
 
 
-def _look(scatter: Scatter, kind: str | None) -> dict[str, Any]:
-    number = scatter.kinds.index(kind) if kind is not None else len(COLORS) - 1
+def _look(scatter: Scatter, kind: str) -> dict[str, Any]:
+    number = scatter.kinds.index(kind)
     return {"color": COLORS[number % len(COLORS)][0], "marker": MARKERS[number % len(MARKERS)]}
 
 

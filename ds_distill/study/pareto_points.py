@@ -167,10 +167,14 @@ def combine(results: ParetoFile, folder: Path, study_folder: Path) -> Combinatio
     for model in {model for task in tasks for model in draws[task] if model}:
         if all(model in draws[task] for task in tasks):
             worths[model] = (estimate_share if is_share else estimate_mean)(draws, tasks, model)
+
+    def measured_as(row: dict) -> str | None:
+        """Return the key of the measurements of a row's model, or else of the student that it was fine-tuned from."""
+        return keys.get(row["model"]) or keys.get(row.get("student", row["model"]))
+
     found = []
     for row in rows:
-        model = row["model"]
-        key = keys.get(model) or keys.get(row.get("student", model))
+        model, key = row["model"], measured_as(row)
         if key is None:
             continue
         for backend in results.backends:
@@ -179,13 +183,23 @@ def combine(results: ParetoFile, folder: Path, study_folder: Path) -> Combinatio
             found += _measure(results, model, key, keys.get(TEACHER), backend, worth, own_worth is not None)
     first = results.shapes[0]
     found.sort(key=lambda one: (one.milliseconds.get(first, float("inf")), -(one.worth or (0,))[0]))
+    measured = {row["model"]: key for row in rows if (key := measured_as(row))}
+    return Combinations(tasks, is_share, found, _group_alike(measured, keys))
+
+
+def _group_alike(measured: Mapping[str, str], keys: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the models that have the measurements of another one, by that one's name.
+
+    Args:
+        measured: The key of the measurements of each model.
+        keys: The key of those of each model that was to be measured itself; the first one of a key stands for it.
+    """
     alike: dict[str, list[str]] = {}
-    for row in rows:
-        model = row["model"]
-        key = keys.get(model) or keys.get(row.get("student", model))
-        if key and (representative := next(name for name in keys if keys[name] == key)) != model:
+    for model, key in measured.items():
+        representative = next(name for name in keys if keys[name] == key)
+        if representative != model:
             alike.setdefault(representative, []).append(model)
-    return Combinations(tasks, is_share, found, alike)
+    return alike
 
 
 def _own_name(model: str, backend: str) -> str:

@@ -1,4 +1,4 @@
-"""The device and the precision that a rank computes on."""
+"""The device and the precision that a process computes on, be it a rank of several or alone."""
 
 import os
 
@@ -20,6 +20,11 @@ def local_device(wanted: str = "auto") -> torch.device:
     device = torch.device("cuda", gpu_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def default_device() -> torch.device:
+    """Return the device of a process that is no rank of several: the first GPU, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def resolve_dtype(training: Training, device: torch.device) -> torch.dtype:

@@ -10,14 +10,17 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import datetime
+from typing import TypeVar
 
 from tqdm import tqdm
 from tqdm.std import Bar
 from tqdm.utils import disp_len, disp_trim
 
 from ds_distill.utils.progress import note_progress
+
+Item = TypeVar("Item")
 
 
 def is_first() -> bool:
@@ -269,6 +272,23 @@ def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> P
         disable=not is_first(),
         mininterval=0.5,
     )
+
+
+def progress_over(items: Iterable[Item], label: str, unit: str = "batch", total: int | None = None) -> Iterator[Item]:
+    """Yield the items behind a progress bar.
+
+    Args:
+        items: The items, each of which counts once its work is done: when the next one is asked for.
+        label: As in `progress`.
+        unit: As in `progress`.
+        total: The number of items; by default their own length, if they have one.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress(total, label, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def skip(bar: tqdm, amount: int) -> None:

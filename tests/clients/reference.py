@@ -79,7 +79,7 @@ def compute_reference(export: Export, folder: Path, model_folder: Path) -> dict:
     Args:
         export: The export in `folder`.
         folder: The folder of its tokenizer.json.
-        model_folder: The folder of its weights; for an encoder, that of the masked LM whose trunk
+        model_folder: The folder of its weights; for an encoder, that of the masked LM whose encoder
             it must equal.
     """
     config = AutoConfig.from_pretrained(model_folder)

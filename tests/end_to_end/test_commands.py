@@ -184,19 +184,19 @@ def test_without_a_compiler_torch_takes_over(world, common, tmp_path):
     assert done.returncode == 2 and "no C++ compiler" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path):
-    """The trunk is that of a sentence-embedding model, saved without its masked-LM head."""
-    trunk = tmp_path / "trunk"
+def test_an_encoder_without_a_head_is_given_one_and_teaches(world, common, tmp_path):
+    """The encoder is that of a sentence-embedding model, saved without its masked-LM head."""
+    encoder = tmp_path / "encoder"
     model = AutoModel.from_pretrained(world / "teacher")
-    model.save_pretrained(trunk)
-    AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(trunk)
-    refused = ds_distill("distill", "--teacher", trunk, *common, "--output", tmp_path / "no")
-    assert refused.returncode == 2 and f"ds-distill pretrain --from {trunk}" in refused.stderr
+    model.save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(encoder)
+    refused = ds_distill("distill", "--teacher", encoder, *common, "--output", tmp_path / "no")
+    assert refused.returncode == 2 and f"ds-distill pretrain --from {encoder}" in refused.stderr
     head_only = last_line(
         ds_distill(
             "pretrain",
             "--from",
-            trunk,
+            encoder,
             *common,
             "--output",
             tmp_path / "head",

@@ -16,6 +16,7 @@ from ds_distill.models.families.family import Family
 from ds_distill.models.families.modernbert import MODERNBERT
 from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
@@ -99,6 +100,6 @@ def check_recomputes(config) -> None:
     family = get_family_by_type(config.model_type)
     if not family.recomputes:
         raise UserError(
-            f"training.gradient_checkpointing = true: transformers cannot recompute the layers of a {family.name}; "
-            "set it to false"
+            f"training.gradient_checkpointing = true: transformers cannot recompute the layers of "
+            f"{with_article(family.name)}; set it to false"
         )

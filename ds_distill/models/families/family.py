@@ -111,7 +111,7 @@ class Family:
             activation; None where heads and columns cannot be taken out of a layer one by one.
         output_norms: Within a layer, the norms that read what these linears add to the hidden states.
         projections: Within a layer, the modules whose outputs [..., H] are queries, keys and values, the heads side
-            by side; None where there are none.
+            by side.
         split_projections: Where one module, which `projections` then names three times, computes all three: (encoder,
             layer, its output) → (queries, keys, values), each [B, L, H].
         fused: The modules of a layer that compute several quantities, whose rows follow each other in one weight, and
@@ -158,7 +158,7 @@ class Family:
     ffn: tuple[str, str] | None = ("intermediate.dense", "intermediate.intermediate_act_fn")
     outputs: tuple[str, str] | None = ("attention.output.dense", "output.dense")
     output_norms: tuple[str, str] = ("attention.output.LayerNorm", "output.LayerNorm")
-    projections: tuple[str, str, str] | None = ("attention.self.query", "attention.self.key", "attention.self.value")
+    projections: tuple[str, str, str] = ("attention.self.query", "attention.self.key", "attention.self.value")
     split_projections: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     fused: Mapping[str, int] = field(default_factory=dict)
     layer_inputs: Callable[[Any, Any, Tensor], dict[str, Any]] = lambda encoder, layer, hidden: {}

@@ -17,6 +17,7 @@ from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.electra import ELECTRA
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.modernbert import MODERNBERT
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def get_student_class(teacher: Family, name: str | None = None) -> StudentClass 
     if name not in STUDENT_CLASSES:
         names = list_students(teacher)
         raise UserError(
-            f"student.family = {name}: a student of a {teacher.name} can be of the family {', '.join(names[:-1])} or "
-            f"{names[-1]}; give one of these, or leave it out"
+            f"student.family = {name}: a student of {with_article(teacher.name)} can be of the family "
+            f"{', '.join(names[:-1])} or {names[-1]}; give one of these, or leave it out"
         )
     return STUDENT_CLASSES[name]
 

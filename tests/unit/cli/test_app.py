@@ -296,6 +296,34 @@ def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
     assert parse_distill("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
 
 
+MATCH = {"match": [{"loss": "relation", "of": ["query", "value"], "layers": [[0, 1]], "weight": 2}]}
+SETTINGS = {
+    "distill": {
+        "teacher": ["t"],
+        "training": {"betas": [0.9, 0.95]},
+        "losses": MATCH,
+        "stages": [{"share": 1, "losses": MATCH}],
+    },
+    "study": {
+        "tasks": ["rte"],
+        "students": {"one": {"losses": MATCH}, "two": {"losses.match": MATCH["match"], "stages": [{"share": 1}]}},
+        "variants": {"three": {"student": "one", "finetune": {"epochs": 2, "rte": MATCH}}},
+    },
+}
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_the_configuration_that_is_printed_is_the_one_that_was_read(tmp_path, capsys, command):
+    given, printed = tmp_path / "given.yaml", tmp_path / "printed.yaml"
+    given.write_text(yaml.safe_dump(SETTINGS[command] | {"output": "out"}))
+    assert cli.main([command, "--config", str(given), "--print_config"]) == 0
+    printed.write_text(capsys.readouterr().out)
+    of_given, of_printed = (build_parser().parse_args([command, "--config", str(file)]) for file in (given, printed))
+    for options in (of_given, of_printed):
+        del options[command].config
+    assert of_given == of_printed
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

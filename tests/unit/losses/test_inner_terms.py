@@ -3,8 +3,6 @@
 Student and teacher differ in width, heads and depth. The expected figures are those of the plain form.
 """
 
-import dataclasses
-
 import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
@@ -14,7 +12,7 @@ from benchmarks.reference.matching import attention_loss, hidden_loss, inner_sta
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.head_terms import RelationLoss
 from ds_distill.losses.layer_pairs import resolve_pairs
-from ds_distill.losses.match_checks import check_match, resolve_heads
+from ds_distill.losses.match_checks import resolve_heads
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import get_family
@@ -265,17 +263,6 @@ def test_layers_without_spans_and_depths_without_groups_are_refused():
         UserError, match=r"m.layers = uniform: the teacher's 4 layers are not a multiple of the student's"
     ):
         resolve_pairs("uniform", 3, 4, None, "m")
-
-
-def test_a_family_without_projections_of_its_own_is_refused():
-    family = get_family(tiny_bert(1))
-    fused = dataclasses.replace(family, name="fused", projections=None)
-    message = (
-        r"^m.of = key: the teacher is a fused, which gives only hidden and embeddings; give m.loss = cosine or mse$"
-    )
-    with pytest.raises(UserError, match=message):
-        check_match(Match("relation", of="key"), [family, fused], "m")
-    check_match(Match("mse"), [family, fused], "m")
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_all_layers_of_an_mpnet_student_share_their_teachers_relative_bias(width
 
 
 def test_layers_that_transformers_cannot_recompute_are_refused():
-    with pytest.raises(UserError, match="gradient_checkpointing = true: .* the layers of a mpnet; set it to false"):
+    with pytest.raises(UserError, match="gradient_checkpointing = true: .* the layers of an mpnet; set it to false"):
         check_recomputes(tiny_mpnet().config)
 
 

@@ -61,8 +61,8 @@ def test_a_wrapped_trunk_gets_a_head(tmp_path):
     rename(tmp_path / "model.safetensors", WRAPPERS["compiled"])
     with pytest.raises(UserError, match="no masked-LM head"):
         load_masked_lm(str(tmp_path))
-    trunk = load_file(tmp_path / "model.safetensors")["_orig_mod.embeddings.word_embeddings.weight"]
-    assert torch.equal(load_masked_lm(str(tmp_path), new_head=True).bert.embeddings.word_embeddings.weight, trunk)
+    encoder = load_file(tmp_path / "model.safetensors")["_orig_mod.embeddings.word_embeddings.weight"]
+    assert torch.equal(load_masked_lm(str(tmp_path), new_head=True).bert.embeddings.word_embeddings.weight, encoder)
 
 
 def test_plain_names_are_read_without_a_word(tmp_path, capsys):

@@ -181,6 +181,14 @@ def test_a_short_work_is_one_line_in_a_log(monkeypatch):
     assert stream.getvalue().count("\n") == 2 and "\r" not in stream.getvalue()
 
 
+@pytest.mark.parametrize(("kind", "total", "amount"), [(list, None, "2 of 2"), (iter, 4, "2 of 4"), (iter, None, "2")])
+def test_items_behind_a_bar_are_counted(monkeypatch, kind, total, amount):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(console.progress_over(kind([3, 5]), "parity", total=total)) == [3, 5]
+    assert re.match(DATED + f"parity: batch {amount},? ", stream.getvalue())
+
+
 def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
