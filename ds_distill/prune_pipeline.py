@@ -6,20 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ds_distill.compression.prune_width import check_width
-from ds_distill.config.pruning import Pruning
-from ds_distill.data.run_data import prepare_run_tokens, with_prepared_settings
+from ds_distill.config.pruning import Pruning, check_cuts
+from ds_distill.data.run_data import open_heldout, prepare_run_tokens, with_prepared_settings
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
-from ds_distill.jobs.prune import TABLE as LATENCY_TABLE
-from ds_distill.jobs.prune import prune
-from ds_distill.models.families import get_family_by_type
-from ds_distill.models.folder import find_model_folder
-from ds_distill.models.layer_shapes import check_prunable
+from ds_distill.jobs.prune import check_cut, prune
+from ds_distill.models.families import get_family
+from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.loading import load_encoder
 from ds_distill.pipeline import prepare_and_distill
 from ds_distill.preflight import checks as preflight
+from ds_distill.preflight.models import check_reads_tokens
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import RunFolder
+from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
+
+LATENCY_TABLE = "latency.json"  # in the output folder
 
 
 def prepare_and_prune(
@@ -48,36 +50,42 @@ def prepare_and_prune(
         prunings: How to prune, one cut after the other.
         corpus: The texts.
         tokens: The folder that `prepare` has made of texts, or None.
-        latency_table: As in `prune`.
-        compare: As in `prune`.
+        latency_table: As in `prune`; by default LATENCY_TABLE in the output folder.
+        compare: As in `prune`, of a model with a masked-LM head.
         distilled: Whether to distill after each cut.
         choose: As in `prepare_and_distill`.
     """
+    check_cuts(prunings, distilled=distilled)
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     preflight.fetch_model(model, "--model")
     teacher = find_model_folder(model, "--model")
-    check_prunable(get_family_by_type(teacher.config.model_type))
+    for pruning in prunings:
+        check_cut(teacher.config, pruning)
+    check_reads_tokens(teacher, recipe, Path(tokens) if tokens else None, teacher.path)
+    if compare and not _has_head(teacher):
+        raise UserError(
+            f"--compare: {teacher.name} has no masked-LM head, whose loss is compared; leave it out, or give a model "
+            "with one"
+        )
     if distilled:
         preflight.check_machine(recipe)
         # what is cut of the model has its depth, its width and its family
         whole = replace(recipe, student=replace(recipe.student, from_=model))
         preflight.check_teachers([teacher], whole, Path(tokens) if tokens else None)
-    for pruning in prunings:
-        if pruning.hidden_size:
-            check_width(teacher.config, pruning.hidden_size)
     data = Path(tokens or RunFolder(output).tokens)
     if not tokens:
         prepare_run_tokens(corpus, str(teacher.path), recipe, data, bound=output)
         recipe = with_prepared_settings(recipe, data)
+    if distilled:
+        open_heldout(data)  # of a bare encoder a cut measures nothing, but a distillation does
     start, cuts = model, list[dict]()
     for number, pruning in enumerate(prunings, 1):
         place = output / f"cut-{number}" / "pruned" if distilled else output
-        table = latency_table or str(output / LATENCY_TABLE)
+        table = Path(latency_table or output / LATENCY_TABLE)
         cut: list[dict] = []
-        run_on_rank0(
-            partial(_prune, cut, start, place, pruning, recipe, tokens=str(data), latency_table=table, compare=compare)
-        )
+        options: dict[str, Any] = {"tokens": data, "recipe": recipe, "latency_table": table, "compare": compare}
+        run_on_rank0(partial(_prune, cut, start, place, pruning, **options))
         cuts.append(broadcast_object(cut[0] if cut else None))
         if distilled:
             student = replace(recipe.student, from_=cuts[-1]["export"])
@@ -99,8 +107,13 @@ def prepare_and_prune(
     return summary | {"export": str(RunFolder(output).export), "output": str(output), "cuts": cuts}
 
 
-def _prune(into: list[dict], model: str, output: Path, pruning: Pruning, recipe: Recipe, **options: Any) -> None:
-    into.append(prune(model, output, pruning, recipe=recipe, **options))
+def _has_head(folder: ModelFolder) -> bool:
+    model = load_encoder(folder, hollow=True)
+    return get_family(model).has_head(model)
+
+
+def _prune(into: list[dict], *args: Any, **options: Any) -> None:
+    into.append(prune(*args, **options))
 
 
 def _copy_model(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ds_distill.config.renamed import read_identity
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import read_json_object, write_json
+from ds_distill.utils.files import StoredSummary, read_json_object, read_summary, write_json
 from ds_distill.utils.lease import FolderLock
 
 _locks: dict[Path, FolderLock] = {}  # those that this process holds
@@ -222,6 +222,21 @@ def _changed(before: dict, now: dict) -> str:
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     keys = [key for key in keys if not (key in AUTO_RESOLVED_KEYS and "auto" in (before.get(key), now.get(key)))]
     return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
+
+
+def read_finished(output: Path, result: Path, **places: Path) -> StoredSummary | None:
+    """Return the summary of a job that has nothing left to do, and say so; None where it is not finished.
+
+    Args:
+        output: The job's folder. It may have been moved since, so the summary gets its path of now.
+        result: The file without which the job is not finished, whatever its summary says.
+        **places: Further paths that the summary has, by their keys.
+    """
+    summary = read_summary(output)
+    if summary is None or not result.is_file():
+        return None
+    log(f"{output}: finished before, nothing to do")
+    return StoredSummary(summary | {key: str(place) for key, place in ({"output": output} | places).items()})
 
 
 def check_shared(file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
-from ds_distill.config.pruning import RUNTIMES, Pruning, Runtime, Shape, Target, read_target
+from ds_distill.config.pruning import RUNTIMES, Pruning, Runtime, Shape, Target, check_cuts, read_target
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
@@ -45,8 +45,9 @@ def add_arguments(parser) -> None:
         type=Target,
         nargs="+",
         default=[],
-        help="how many times as fast as the model the encoder is to be, such as 1.75x; where layers of the model were "
-        "pruned before, as fast as with whole layers; or with --distill the speeds of several cuts, in rising order",
+        help="how many times as fast as the model the encoder is to be, such as 1.75x. If layers of the model were "
+        "pruned before, this is relative to whole layers. With --distill it may be the speeds of several cuts, in "
+        "rising order",
     )
     parser.add_argument(
         "--runtime",
@@ -102,29 +103,23 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the model that is to be pruned")
     if not options.corpus and not options.tokens:
         raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
-    if not options.target and not options.hidden_size:
-        raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
-    speeds = [read_target(target, "--target") for target in options.target]
-    if speeds != sorted(set(speeds)):
-        raise UserError(f"--target {' '.join(options.target)}: each cut must be faster than the one before it")
-    if len(speeds) > 1 and not options.distill:
-        raise UserError(
-            f"--target {' '.join(options.target)}: several cuts are worth it only with training between them; add "
-            "--distill, or give one"
-        )
-    if (options.uniform or options.hidden_size) and len(speeds) > 1:
-        raise UserError(
-            "--uniform and --hidden_size: go with one --target, since a stock class does not remember its whole size; "
-            "give one"
-        )
-    if options.sequences < 1:
-        raise UserError(f"--sequences {options.sequences}: must be at least 1")
+    check_cuts(_cuts(options), distilled=options.distill)
     recipe = arguments.check_recipe(options)
     for key, value in vars(recipe.student).items():
         if value != getattr(Student(), key) and key != "freeze_positions":
             raise UserError(
                 f"student.{setting_name(key)} = {value}: the student is the pruned model; leave it out, or use distill"
             )
+
+
+def _cuts(options) -> list[Pruning]:
+    """Return how to prune, one cut after the other; without a target the width alone is cut."""
+    batch, length = map(int, options.shape.split("x"))
+    speeds = [read_target(target, "--target") for target in options.target] or [1.0]
+    return [
+        Pruning(speed, options.runtime, batch, length, options.uniform, options.sequences, options.hidden_size)
+        for speed in speeds
+    ]
 
 
 def check_paths(options) -> None:
@@ -145,14 +140,10 @@ def run(options) -> dict:
     from ds_distill.compression.runtimes import check_runtime
 
     check_runtime(options.runtime)
-    batch, length = map(int, options.shape.split("x"))
     recipe = arguments.build_recipe(options)
     summary = api.prune(
         options.model,
-        [
-            Pruning(speed, options.runtime, batch, length, options.uniform, options.sequences, options.hidden_size)
-            for speed in [read_target(target, "--target") for target in options.target] or [1.0]
-        ],
+        _cuts(options),
         output=options.output,
         recipe=recipe,
         corpus=options.corpus,
@@ -170,18 +161,17 @@ def run(options) -> dict:
 
 def _print_cut(summary: dict, options) -> None:
     """Print the tables of one cut."""
-    unit = "billions of operations" if options.runtime == "flops" else "ms"
     rows = [
         {
             "model": name,
             "size": f"{summary[f'parameters{key}'] / 1e6:.1f}",
             "flops": f"{summary[f'mflops_per_token{key}']:.2f}",
-            "time": f"{summary[f'time{key}']:.3g}" if f"time{key}" in summary else "not measured",
+            "cost": f"{summary[f'cost{key}']:.3g}" if f"cost{key}" in summary else "not measured",
         }
         for name, key in (("before", "_before"), ("after", ""))
     ]
-    heading = f"encoder, {options.shape} tokens, by the table ({unit})"
-    columns = {"model": "model", "size": "parameters (M)", "flops": "encoder (MFLOPs per token)", "time": heading}
+    heading = f"encoder, {options.shape} tokens, by the table ({summary['unit']})"
+    columns = {"model": "model", "size": "parameters (M)", "flops": "encoder (MFLOPs per token)", "cost": heading}
     print(table(rows, columns) + "\n")
     left = [{"layer": number, **layer} for number, layer in enumerate(summary["layers"])]
     print(table(left, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"}))
@@ -205,5 +195,5 @@ def closing(options, summary: dict) -> str:
     distill = ["distill", "--teacher", options.model, "--student.from", summary["export"], "--tokens"]
     student = [*distill, summary["tokens"], "--output", sibling(options.output, "distilled")]
     return format_closing(
-        aligned([("model", summary["export"])]), commands=[("distill it, from the model that it was cut of", student)]
+        aligned([("model", summary["export"])]), commands=[("distill it from the unpruned model", student)]
     )

@@ -84,7 +84,7 @@ def collect_moments(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[tu
     try:
         for batch in batches:
             mask.real = batch.token_mask
-            run_encoder(model, batch.input_ids, batch.token_mask, batch.cu_seqlens)
+            run_encoder(model, batch.input_ids, batch.attention_mask, batch.cu_seqlens)
     finally:
         for handle in handles:
             handle.remove()

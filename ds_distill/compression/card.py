@@ -19,7 +19,9 @@ from ds_distill.reporting.provenance import Provenance
 from ds_distill.reporting.tables import table
 
 
-def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, pooler: bool = False) -> str:
+def trimmed_card(
+    figures: dict[str, Any], origin: Provenance, *, head: bool, pooler: bool = False, loader: str | None = None
+) -> str:
     """Return the README.md of a model with fewer tokens in its vocabulary.
 
     Args:
@@ -27,6 +29,7 @@ def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, poo
         origin: What it was made of.
         head: Whether it has a masked-LM head.
         pooler: Whether a stock class would add a pooler that was not trained.
+        loader: As in `pruned_card`.
     """
     title, kind = "A model with a trimmed vocabulary", "masked-lm" if head else "encoder"
     lost = figures["text_tokens_dropped"] / figures["text_tokens"]
@@ -44,7 +47,7 @@ def trimmed_card(figures: dict[str, Any], origin: Provenance, *, head: bool, poo
         + f"trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million parameters "
         + "are left, and they have their values.\n\n"
         + ("" if head else NO_HEAD)
-        + usage_section(kind, pooler)
+        + usage_section(kind, pooler, loader)
         + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")
     )
 
@@ -68,12 +71,6 @@ def pruned_card(
         pooler: Whether a stock class would add a pooler that was not trained.
         loader: The code of `models.loader_text` where the folder loads as no stock class.
     """
-    cuts = [f"its width was cut to {pruning.hidden_size}"] if pruning.hidden_size else []
-    if pruning.target > 1:
-        cuts.append(
-            f"attention heads and feed-forward columns were taken out until it was {pruning.target:g} times as fast "
-            f"({pruning.runtime}, {pruning.batch} x {pruning.length} tokens)"
-        )
     title, kind = "A pruned model", "masked-lm" if head else "encoder"
     layers = [{"layer": number, **layer} for number, layer in enumerate(figures["layers"])]
     losses = (
@@ -85,9 +82,9 @@ def pruned_card(
     return (
         front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
         + f"# {title}\n\n"
-        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}: {' and '.join(cuts)}, "
-        + "and the weights of the others were corrected for what is gone. "
-        + f"Nothing was trained. {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
+        + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. "
+        + f"{_describe_cut(pruning)} Nothing was trained. "
+        + f"{figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
         + f"parameters are left. {losses}Distill it from the model that it was made of before you use it.\n\n"
         + table(layers, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"})
         + "\n\n"
@@ -95,3 +92,26 @@ def pruned_card(
         + usage_section(kind, pooler, loader)
         + limitations_section(origin, "Nothing but the loss above was measured: no task, and no other text.")
     )
+
+
+def _describe_cut(pruning: Pruning) -> str:
+    """Return sentences on what was taken out of a model."""
+    sentences = []
+    if pruning.hidden_size:
+        sentences.append(
+            f"Its width was cut to {pruning.hidden_size}: it has the hidden coordinates of the largest activations, "
+            "and in each layer as many attention heads as fit."
+        )
+    if pruning.target > 1:
+        parts = "Feed-forward columns, as many in each layer," if pruning.uniform else "Heads and feed-forward columns"
+        shape = f"{pruning.batch} x {pruning.length} tokens"
+        goal = (
+            f"needed {pruning.target:g} times fewer operations than with all of them ({shape})"
+            if pruning.runtime == "flops"
+            else f"was {pruning.target:g} times as fast as with all of them ({pruning.runtime}, {shape})"
+        )
+        sentences.append(
+            f"{parts} were taken out until its encoder {goal}, and the weights of the others were corrected for what "
+            "is gone."
+        )
+    return " ".join(sentences)

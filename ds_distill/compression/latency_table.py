@@ -16,13 +16,13 @@ from transformers import PretrainedConfig
 from ds_distill.compression.runtimes import load_in_runtime
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.layer_shapes import LayerShape, full_shape, set_layer_shapes
+from ds_distill.models.layer_shapes import LayerShape, full_shape, layer_shapes, set_layer_shapes
 from ds_distill.models.loading import new_model
 from ds_distill.utils.console import progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import read_json_object, write_json
 
-FLOPS = "flops"  # the runtime whose time is the number of operations, in billions
+FLOPS = "flops"  # the runtime whose costs are numbers of operations, in billions
 FEWEST_STEPS = 8  # of a feed-forward's width
 LARGEST_STEP = 128  # columns, which suits the tiles of matrix products
 PROBED_LAYERS = 2
@@ -32,14 +32,14 @@ SECONDS = 0.05  # that a model runs per round, and at least three times
 
 @dataclass
 class LatencyTable:
-    """The times of a model's parts, in milliseconds, or for the runtime "flops" in billions of operations.
+    """The costs of a model's parts, in milliseconds, or for the runtime "flops" in billions of operations.
 
     Attributes:
         model: The sizes that the table is for: family, width, heads and feed-forward of its layers.
         runtime: The runtime.
         batch: Sequences per call.
         length: Tokens per sequence.
-        base: What an encoder takes besides heads and columns, by its depth, {depth: time}.
+        base: What an encoder takes besides heads and columns, by its depth, {depth: cost}.
         heads: What the attention of one layer takes, by its number of heads, [heads + 1].
         feed_forward: What the feed-forward of one layer takes, by its columns.
     """
@@ -52,6 +52,11 @@ class LatencyTable:
     heads: list[float]
     feed_forward: dict[int, float]
 
+    @property
+    def unit(self) -> str:
+        """The unit of the costs."""
+        return "billions of operations" if self.runtime == FLOPS else "ms"
+
     def of_shapes(self, shapes: Sequence[LayerShape]) -> float:
         """Return what an encoder with layers of these shapes takes, of which the table has the sizes."""
         return self.base[len(shapes)] + sum(
@@ -59,7 +64,7 @@ class LatencyTable:
         )
 
     def save(self, file: Path) -> None:
-        write_json(file, asdict(self))
+        write_json(file, {"unit": self.unit} | asdict(self))
 
     @classmethod
     def load(cls, file: Path, config: PretrainedConfig, runtime: str, batch: int, length: int) -> LatencyTable:
@@ -75,17 +80,19 @@ class LatencyTable:
         Raises:
             UserError: The file has no such table.
         """
-        values, given = read_json_object(file), f"--latency_table {file}"
+        given, full = f"--latency_table {file}", full_shape(config)
         try:
+            values = read_json_object(file)
+            values.pop("unit", None)  # for readers; it follows from the runtime
             table = cls(**values)
             table.base, table.feed_forward = (
                 {int(size): float(value) for size, value in times.items()} for times in (table.base, table.feed_forward)
             )
             table.heads = [float(value) for value in table.heads]
-            times = [*table.base.values(), *table.heads, *table.feed_forward.values()]
-            if not np.isfinite(times).all() or min(times) < 0:
-                raise ValueError("times must be numbers, 0 or more")
-        except (TypeError, ValueError, AttributeError) as error:
+            costs = [*table.base.values(), *table.heads, *table.feed_forward.values()]
+            if not np.isfinite(costs).all() or min(costs, default=0.0) < 0:
+                raise ValueError("costs must be numbers, 0 or more")
+        except (OSError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{given}: not a latency table ({error}); remove it, and it is measured again") from None
         wanted = {"model": _sizes(config), "runtime": runtime, "shape": f"{batch}x{length}"}
         stored = {"model": table.model, "runtime": table.runtime, "shape": f"{table.batch}x{table.length}"}
@@ -95,13 +102,15 @@ class LatencyTable:
                     f"{given}: its {key} is {_describe(stored[key])}, not {_describe(value)}; give the one that it was "
                     "measured for, or another file"
                 )
-        full, depth = full_shape(config), get_family_by_type(config.model_type).dims(config).depth
-        if (
-            len(table.heads) != full.heads + 1
-            or depth not in table.base
-            or not {0, full.feed_forward} <= table.feed_forward.keys()
-        ):
+        depth, widths = get_family_by_type(config.model_type).dims(config).depth, table.feed_forward.keys()
+        own = {0, full.feed_forward, *(shape.feed_forward for shape in layer_shapes(config))}
+        if len(table.heads) != full.heads + 1 or depth not in table.base or not own <= widths:
             raise UserError(f"{given}: sizes of the model are missing; remove it, and it is measured again")
+        if other := sorted(width for width in widths if not 0 <= width <= full.feed_forward):
+            raise UserError(
+                f"{given}: it has feed-forwards of {other[0]} columns, but the model's have 0 to {full.feed_forward}; "
+                "remove it, and it is measured again"
+            )
         return table
 
 
@@ -131,12 +140,13 @@ def measure_table(config: PretrainedConfig, runtime: str, batch: int, length: in
 
     Args:
         config: The model's config, of a family that can be pruned.
-        runtime: A key of RUNTIMES, or "flops".
+        runtime: One of config.pruning.RUNTIMES.
         batch: Sequences per call.
         length: Tokens per sequence.
     """
     depth, heads = get_family_by_type(config.model_type).dims(config).depth, full_shape(config).heads
-    probed, widths = min(PROBED_LAYERS, depth), feed_forward_steps(config)
+    own = {shape.feed_forward for shape in layer_shapes(config)}  # which an earlier cut may have left off the steps
+    probed, widths = min(PROBED_LAYERS, depth), sorted({*feed_forward_steps(config), *own})
     nothing = LayerShape(0, 0)
     probes = {
         (probed, shape)

@@ -49,6 +49,8 @@ def prune_model(
     method: Method,
     moments: Mapping[tuple[int, str], Moments] | None = None,
     removals: Mapping[tuple[int, str], Removal] | None = None,
+    *,
+    uniform: bool = False,
 ) -> None:
     """Cut the layers of a model, in place, to shapes, and state these in its config.
 
@@ -59,6 +61,8 @@ def prune_model(
             has the smallest weights; "first" all but the first.
         moments: Those of `collect_moments`, for "saliency".
         removals: Those of `plan_removals`, for "saliency".
+        uniform: State the width of the feed-forwards, which all layers share, as the stock class's own. It is then not
+            known of the model that it was wider, so that no further cut can be relative to the whole one.
     """
     family, head = get_family(model), head_size(model)
     for number, (layer, now, shape) in enumerate(
@@ -81,15 +85,8 @@ def prune_model(
             else:
                 kept[part] = list(range(count))
         cut_layer(family, layer, head, kept["heads"], kept["feed_forward"])
-    _state_shapes(model, shapes)
-
-
-def _state_shapes(model: PreTrainedModel, shapes: Sequence[LayerShape]) -> None:
-    """State shapes in a model's config; where the stock class has such a width of its own, as that one."""
-    names, first = get_family(model).names, shapes[0]
-    heads = getattr(model.config, names.heads)
-    if first.feed_forward and all(shape == LayerShape(heads, first.feed_forward) for shape in shapes):
-        setattr(model.config, names.feed_forward, first.feed_forward)
+    if uniform:
+        setattr(model.config, family.names.feed_forward, shapes[0].feed_forward)
     set_layer_shapes(model.config, shapes)
 
 

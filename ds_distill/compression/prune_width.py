@@ -58,7 +58,7 @@ def rate_coordinates(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor
     sites = [EMBEDDINGS, *(Site("hidden", layer) for layer in range(dims.depth))]
     sums = {site: torch.zeros(dims.width, dtype=torch.float64) for site in sites}
     for batch in batches:
-        _, states = run_encoder(model, batch.input_ids, batch.token_mask, batch.cu_seqlens, sites)
+        _, states = run_encoder(model, batch.input_ids, batch.attention_mask, batch.cu_seqlens, sites)
         for site, values in states.items():
             real = values.flatten(0, 1) if batch.token_mask is None else values[batch.token_mask]
             sums[site] += real.abs().sum(0, dtype=torch.float64).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -58,3 +59,35 @@ class Pruning:
     def identity(self) -> dict[str, Any]:
         """Return what decides the result beside the model and the text."""
         return asdict(self)
+
+
+def check_cuts(cuts: Sequence[Pruning], *, distilled: bool) -> None:
+    """Raise UserError where a model cannot be cut like this, whatever the model.
+
+    Args:
+        cuts: How to prune, one cut after the other.
+        distilled: Whether the model is distilled after each cut.
+    """
+    if not cuts or any(cut.target == 1 and not cut.hidden_size for cut in cuts):
+        raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
+    for cut in cuts:
+        if cut.target != 1:  # else the width alone is cut
+            read_target(f"{cut.target:g}", "--target")
+        read_shape(f"{cut.batch}x{cut.length}", "--shape")
+        if cut.runtime not in RUNTIMES:
+            raise UserError(f"--runtime {cut.runtime}: unknown; give one of {', '.join(RUNTIMES)}")
+        if cut.sequences < 1:
+            raise UserError(f"--sequences {cut.sequences}: must be at least 1")
+    speeds = [cut.target for cut in cuts]
+    given = f"--target {' '.join(f'{speed:g}x' for speed in speeds)}"
+    if speeds != sorted(set(speeds)):
+        raise UserError(f"{given}: each cut must be faster than the one before it")
+    if len(cuts) > 1 and not distilled:
+        raise UserError(
+            f"{given}: several cuts are worth it only with training between them; add --distill, or give one"
+        )
+    if len(cuts) > 1 and any(cut.uniform or cut.hidden_size for cut in cuts):
+        raise UserError(
+            "--uniform and --hidden_size: go with one --target, since a stock class does not remember its whole size; "
+            "give one"
+        )

@@ -30,6 +30,28 @@ from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 
 
+def default_recipe(positions: int) -> Recipe:
+    """Return the recipe with which a text is read where none is given: the defaults, cut to a model's positions.
+
+    Args:
+        positions: How many tokens the model reads at most.
+    """
+    recipe = Recipe()
+    recipe.data.sequence_length = min(recipe.data.sequence_length, positions)
+    return recipe
+
+
+def text_fingerprint(corpus: list[str], tokens: str | Path | None) -> str:
+    """Return what a text has in the identity of a run: the beginning of its fingerprint, 16 hex digits.
+
+    Args:
+        corpus: The text.
+        tokens: A folder of prepared tokens instead, whose fingerprint tells their settings too.
+    """
+    whole = open_manifest(Path(tokens))["fingerprint"] if tokens else content_fingerprint(split_inputs(corpus))
+    return whole[:16]
+
+
 def preparation_of(
     inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
 ) -> Preparation:

@@ -27,7 +27,7 @@ from ds_distill.finetune.data import load_data
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.teacher import weights_fingerprint
-from ds_distill.run_folder import locked_run_folder_alone
+from ds_distill.run_folder import locked_run_folder_alone, read_finished
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples
@@ -35,7 +35,7 @@ from ds_distill.tasks.squad import Questions
 from ds_distill.training.device import default_device
 from ds_distill.utils.console import log, log_header, progress
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import StoredSummary, read_summary, write_atomically
+from ds_distill.utils.files import write_atomically
 from ds_distill.utils.resources import explain_disk_full, explain_out_of_memory
 
 EXAMPLES = 256  # that are written together; what is written is not made again
@@ -81,10 +81,8 @@ def augment(
         "corpus": content_fingerprint(split_inputs(corpus or []))[:16] if cloze else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
-        if (stored := read_summary(output)) is not None and (output / FILE).is_file():
-            log(f"{output}: finished before, nothing to do")
-            # the folder may have been moved since
-            return StoredSummary(stored | {"output": str(output), "file": str(output / FILE)})
+        if finished := read_finished(output, output / FILE, file=output / FILE):
+            return finished
         device = default_device()
         proposer = WordProposer(network.to(device), folder.tokenizer)  # type: ignore[arg-type]  # wrong in transformers
         count = len(task_data.train)

@@ -11,11 +11,16 @@ import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from ds_distill.data.dataset import TokenDataset
-from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.loader import BatchLoader
-from ds_distill.data.run_data import is_prepared, make_masker, open_heldout, prepare_tokens, with_prepared_settings
-from ds_distill.data.sources import split_inputs
-from ds_distill.data.token_files import open_manifest
+from ds_distill.data.run_data import (
+    default_recipe,
+    is_prepared,
+    make_masker,
+    open_heldout,
+    prepare_tokens,
+    text_fingerprint,
+    with_prepared_settings,
+)
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
@@ -23,7 +28,6 @@ from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import log_not_read
 from ds_distill.finetune.one_run import memory_remedy, resolve_precision
 from ds_distill.finetune.trainer import SAVE_EVERY, ProgressBar, ReportCallback, find_checkpoint, make_arguments
-from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.teacher import weights_fingerprint
@@ -89,11 +93,10 @@ def multitask(
     untuned = load_masked_lm(teacher)
     check_vocabulary(teacher.tokenizer, untuned.config, teacher.given)
     all_data = {task.name: load_data(task, data and str(Path(data) / task.name)) for task in tasks}
-    text = open_manifest(tokens)["fingerprint"] if tokens else content_fingerprint(split_inputs(list(corpus)))
     identity = {
         "tasks": list(all_data),
         "model": weights_fingerprint(untuned)[:16],
-        "text": text[:16],
+        "text": text_fingerprint(list(corpus), tokens),
         "seed": seed,
         "mlm_fraction": mlm_fraction,
         **{f"data of {name}": part.fingerprint for name, part in all_data.items()},
@@ -105,10 +108,7 @@ def multitask(
         if finished := finished_before(output):
             return finished
         recipe, text_folder = _prepare_text(teacher, output, list(corpus), tokens)
-        tokenizer, positions = (
-            teacher.tokenizer,
-            get_family_by_type(teacher.config.model_type).positions(teacher.config),
-        )
+        tokenizer, positions = teacher.tokenizer, teacher.positions
         sets = {name: encode_sets(part, tokenizer, settings, positions) for name, part in all_data.items()}
         for name, part in all_data.items():
             log_not_read(part, sets[name], settings, positions, tokenizer)
@@ -153,8 +153,7 @@ def _prepare_text(teacher: ModelFolder, output: Path, corpus: list[str], tokens:
 
     Sequences have 128 tokens, or as many as the model reads.
     """
-    recipe, folder = Recipe(), Path(tokens or RunFolder(output).tokens)
-    recipe.data.sequence_length = min(recipe.data.sequence_length, _positions(teacher))
+    recipe, folder = default_recipe(teacher.positions), Path(tokens or RunFolder(output).tokens)
     if tokens:
         recipe = with_prepared_settings(recipe, folder)
     elif not is_prepared(folder, corpus, teacher.tokenizer, recipe):
@@ -163,10 +162,6 @@ def _prepare_text(teacher: ModelFolder, output: Path, corpus: list[str], tokens:
     more = "give --corpus text of more documents, which blank lines separate, and another --output"
     open_heldout(folder, "prepare it with data.heldout_fraction above 0" if tokens else more)
     return recipe, folder
-
-
-def _positions(teacher: ModelFolder) -> int:
-    return get_family_by_type(teacher.config.model_type).positions(teacher.config)
 
 
 def _keep_precision(output: Path, settings: FinetuneConfig, device: torch.device) -> str:

@@ -13,25 +13,21 @@ from ds_distill.compression.card import trimmed_card
 from ds_distill.compression.trim_model import trim_model
 from ds_distill.compression.trim_tokenizer import trim_tokenizer
 from ds_distill.data.dataset import TokenDataset
-from ds_distill.data.fingerprint import content_fingerprint
-from ds_distill.data.run_data import is_prepared, prepare_tokens
-from ds_distill.data.sources import split_inputs
-from ds_distill.data.token_files import open_manifest
+from ds_distill.data.run_data import default_recipe, is_prepared, prepare_tokens, text_fingerprint
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_encoder
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens
-from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
-from ds_distill.run_folder import RunFolder, locked_run_folder_alone
+from ds_distill.run_folder import RunFolder, locked_run_folder_alone, read_finished
 from ds_distill.run_record import write_record
 from ds_distill.utils.console import log_header, spinner
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import read_summary
 from ds_distill.utils.resources import explain_disk_full
 
 
@@ -49,10 +45,11 @@ def trim(
     """
     folder = find_model_folder(model, "--model")
     whole = load_encoder(folder)
-    text = open_manifest(tokens)["fingerprint"] if tokens else content_fingerprint(split_inputs(list(corpus)))
-    identity = {"model": weights_fingerprint(whole)[:16], "text": text[:16], "min_count": min_count}
+    text = text_fingerprint(list(corpus), tokens)
+    identity = {"model": weights_fingerprint(whole)[:16], "text": text, "min_count": min_count}
+    export = RunFolder(output).export
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
-        if finished := read_summary(output):
+        if finished := read_finished(output, export / "config.json", export=export):
             return finished
         counts = _count(folder, output, list(corpus), tokens)
         vocabulary = folder.tokenizer.get_vocab()
@@ -76,13 +73,16 @@ def trim(
                 "output": str(output),
             }
         )
-        export = Path(RunFolder(output).export)
         with explain_disk_full(output), spinner("writing the model"):
             set_rank(whole.config, folder.linear_rank)  # The layers stay as they are.
             save_model_folder(whole, _load_trimmed(folder, trimmed), export)
             family = get_family(whole)
             card = trimmed_card(
-                figures, provenance.from_model(folder.path), head=family.has_head(whole), pooler=family.has_pooler
+                figures,
+                provenance.from_model(folder.path),
+                head=family.has_head(whole),
+                pooler=family.has_pooler,
+                loader=loader_code(whole),
             )
             (export / "README.md").write_text(card, encoding="utf-8")
         write_record(output)
@@ -92,10 +92,8 @@ def trim(
 def _count(folder: ModelFolder, output: Path, corpus: list[str], tokens: str | None) -> np.ndarray:
     """Return how often each token occurs in the text, int64 [V]."""
     place = Path(tokens or RunFolder(output).tokens)
-    recipe = Recipe()
+    recipe = default_recipe(folder.positions)
     recipe.data.heldout_fraction = 0.0  # every text counts
-    positions = get_family_by_type(folder.config.model_type).positions(folder.config)
-    recipe.data.sequence_length = min(recipe.data.sequence_length, positions)
     if not tokens and not is_prepared(place, corpus, folder.tokenizer, recipe):
         prepare_tokens(corpus, folder.tokenizer, place, recipe)
     store = TokenDataset.open(place, "train")

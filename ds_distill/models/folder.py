@@ -79,6 +79,11 @@ class ModelFolder:
         return rank
 
     @property
+    def positions(self) -> int:
+        """How many tokens the model reads at most."""
+        return get_family_by_type(self.config.model_type).positions(self.config)
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether the folder has a tokenizer."""
         return (self.path / "tokenizer_config.json").is_file()

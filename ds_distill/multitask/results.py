@@ -23,11 +23,11 @@ from ds_distill.multitask.model import MultitaskModel
 from ds_distill.multitask.order import Steps
 from ds_distill.multitask.run import Run
 from ds_distill.reporting.model_card import task_card
-from ds_distill.run_folder import RunFolder
+from ds_distill.run_folder import RunFolder, read_finished
 from ds_distill.tasks.catalog import LENGTH_KEY
 from ds_distill.tasks.metrics import Measured
-from ds_distill.utils.console import log, log_event
-from ds_distill.utils.files import StoredSummary, read_summary, remove
+from ds_distill.utils.console import log_event
+from ds_distill.utils.files import StoredSummary, remove
 
 
 def save_task(run: Run, model: MultitaskModel, name: str) -> None:
@@ -122,9 +122,9 @@ def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: i
 
 def finished_before(output: Path) -> StoredSummary | None:
     """Return the summary of a run that is finished, and say so; else None. The folder may have been moved since."""
-    summary, export = read_summary(output), RunFolder(output).export
-    if summary is None or not (export / "config.json").is_file():
+    export = RunFolder(output).export
+    summary = read_finished(output, export / "config.json", export=export)
+    if summary is None:
         return None
-    log(f"{output}: finished before, nothing to do")
     tasks = {name: task | {"model": str(output / "tasks" / name)} for name, task in summary["tasks"].items()}
-    return StoredSummary(summary | {"tasks": tasks, "export": str(export), "output": str(output)})
+    return StoredSummary(summary | {"tasks": tasks})

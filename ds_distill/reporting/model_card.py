@@ -67,7 +67,7 @@ def model_card(
     figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
     positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
-    embeds = ["sentence-transformers"] if origin.sentence_transformers else []
+    embeds = ["sentence-transformers"] if origin.sentence_transformers and not loader else []
     if head == "encoder":
         # terms of the loss may be small
         figures = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in figures.items()}

@@ -18,13 +18,13 @@ def test_the_choice_is_the_best_of_all(parts, limit):
     # with a limit that divides GRID, whole times are whole steps, so nothing is rounded
     assert GRID % limit == 0
     options = [[Option(number, *values) for number, values in enumerate(part)] for part in parts]
-    allowed = [choice for choice in product(*options) if sum(option.milliseconds for option in choice) <= limit]
+    allowed = [choice for choice in product(*options) if sum(option.cost for option in choice) <= limit]
     found = choose_options(options, limit)
     if not allowed:
         assert found is None
         return
     chosen = [part[number] for part, number in zip(options, found, strict=True)]
-    assert sum(option.milliseconds for option in chosen) <= limit
+    assert sum(option.cost for option in chosen) <= limit
     assert sum(option.error for option in chosen) == min(sum(option.error for option in choice) for choice in allowed)
 
 

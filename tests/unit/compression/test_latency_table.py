@@ -1,6 +1,7 @@
 """Test that a table of latencies adds up to what whole models take, and that tables of other models are refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,8 +40,19 @@ def test_steps_reach_from_nothing_to_everything(columns):
     assert columns < 1024 or set(np.diff(steps[:-1])) == {128}
 
 
+def test_a_model_of_other_widths_than_the_steps_has_them_in_its_table(tmp_path):
+    config = BertConfig(**CONFIG.to_dict())
+    set_layer_shapes(config, shapes := [LayerShape(2, 5), LayerShape(0, 23), LayerShape(4, 24)])
+    table = measure_table(config, "flops", 2, 10)
+    assert np.isclose(table.of_shapes(shapes), forward_flops_per_token(config, 10, 0.0) * 20 / 1e9)
+    TABLE.save(tmp_path / "table.json")
+    with pytest.raises(UserError, match="sizes of the model are missing"):
+        LatencyTable.load(tmp_path / "table.json", config, "flops", 2, 10)
+
+
 def test_a_table_is_read_as_it_was_written(tmp_path):
     TABLE.save(tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text())["unit"] == "billions of operations"
     assert LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10) == TABLE
 
 
@@ -66,6 +78,19 @@ def test_a_damaged_table_is_refused(tmp_path, change):
     TABLE.save(tmp_path / "table.json")
     values = json.loads((tmp_path / "table.json").read_text())
     (tmp_path / "table.json").write_text(json.dumps(values | change))
+    with pytest.raises(UserError, match="not a latency table"):
+        LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10)
+
+
+@pytest.mark.parametrize("columns", [-8, 25])
+def test_widths_that_the_model_cannot_have_are_refused(tmp_path, columns):
+    replace(TABLE, feed_forward=TABLE.feed_forward | {columns: 0.0}).save(tmp_path / "table.json")
+    with pytest.raises(UserError, match=f"it has feed-forwards of {columns} columns, but the model's have 0 to 24"):
+        LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10)
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "table.json").write_text("{")
     with pytest.raises(UserError, match="not a latency table"):
         LatencyTable.load(tmp_path / "table.json", CONFIG, "flops", 2, 10)
 

@@ -1,7 +1,9 @@
 """Test that pruning reaches its target with the folder that it promises, and that what costs nothing is taken first."""
 
 import copy
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +74,9 @@ def test_a_cut_reaches_its_target(world, first):
     assert all(first[f"loss_{name}"] > 0 for name in ("before", *METHODS))
     given = {"compare": True, "tokens": first["tokens"], "latency_table": world / "table.json"}
     assert cut(world, world / "first", **given) == first, "finished before"
+    shutil.copytree(world / "first", world / "moved")
+    moved = cut(world, world / "moved", **given)
+    assert moved["export"] == str(world / "moved" / "export") and moved["cost"] == first["cost"]
     with pytest.raises(UserError, match="target was 2.0"):
         cut(world, world / "first", 3.0, **given)
 
@@ -107,6 +112,80 @@ def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, mess
     given = ["--model", str(world / "bert"), "--corpus", str(world / "text.txt"), "--output", str(tmp_path / "out")]
     assert main(["prune", *given, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def make_pruned(world, folder, shapes):
+    model = AutoModelForMaskedLM.from_pretrained(world / "bert")
+    prune_model(model, shapes, "first")
+    save_model_folder(model, find_model_folder(str(world / "bert")).tokenizer, folder)
+    return model
+
+
+def test_mistakes_are_told_before_any_text_is_read(world, first, tmp_path):
+    make_pruned(world, tmp_path / "pruned", [LayerShape(1, 8), LayerShape(0, 64)])
+    AutoModelForMaskedLM.from_pretrained(world / "bert").base_model.save_pretrained(tmp_path / "bare")
+    find_model_folder(str(world / "bert")).tokenizer.save_pretrained(tmp_path / "bare")
+    bert, flops = world / "bert", Pruning(2.0, "flops", 1, LENGTH, sequences=64)
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH))
+    for model, cuts, options, message in (
+        (tmp_path / "pruned", [replace(flops, uniform=True)], {}, "--uniform: the model's layers were pruned before"),
+        (bert, [replace(flops, length=65)], {}, "--shape 1x65: the model has 64 positions"),
+        (tmp_path / "bare", [flops], {"compare": True}, "--compare: .*bare has no masked-LM head"),
+        (bert, [], {}, "--target is missing"),
+        (bert, [replace(flops, target=1.0)], {}, "--target is missing"),
+        (bert, [flops, replace(flops, target=3.0)], {}, "--target 2x 3x: several cuts are worth it only with training"),
+        (bert, [flops, flops], {"distill": True}, "--target 2x 2x: each cut must be faster"),
+        (bert, [replace(flops, batch=0)], {}, "--shape 0x32: give sequences x tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ds_distill.prune(
+                model, cuts, output=tmp_path / "out", recipe=recipe, corpus=[world / "text.txt"], **options
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_without_a_held_out_part_is_refused_before_anything_is_measured(world, tmp_path):
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.0, workers=1))
+    with pytest.raises(UserError, match="no held-out text"):
+        cut(world, tmp_path / "out", recipe=recipe, corpus=[world / "text.txt"])
+    assert not (tmp_path / "out" / "latency.json").exists()
+
+
+def test_equal_layers_of_one_cut_of_several_are_still_parts_of_the_whole(world, tmp_path):
+    model = make_pruned(world, tmp_path / "pruned", [LayerShape(2, 24)] * 2)
+    assert model.config.intermediate_size == 64 and layer_shapes(model.config) == [LayerShape(2, 24)] * 2
+    prune_model(model, [LayerShape(2, 16)] * 2, "first", uniform=True)
+    assert model.config.intermediate_size == 16 and not is_pruned(model.config)
+
+
+def test_documents_that_do_not_see_each_other_in_training_do_not_in_calibration(world):
+    model = load_masked_lm(str(world / "bert"))
+    ids, documents = torch.arange(5, 21)[None], torch.arange(16)[None] // 8
+    apart = Batch(ids, ids, None, document_ids=documents)
+    positions = model.bert.embeddings.position_embeddings.weight.data
+    positions[8:16] = positions[:8]  # so that the second document is as if it stood alone
+    alone = Batch(ids.view(2, 8), ids.view(2, 8), None)
+    for part, moments in collect_moments(model, [apart]).items():
+        torch.testing.assert_close(moments.mean, collect_moments(model, [alone])[part].mean)
+    torch.testing.assert_close(rate_coordinates(model, [apart]), rate_coordinates(model, [alone]))
+
+
+def test_the_loss_before_is_what_evaluate_measures(world, first, tmp_path):
+    data = Data(sequence_length=LENGTH, heldout_fraction=0.1, attend_across_documents=False)
+    recipe = ds_distill.Recipe(data=data)
+    given = {"tokens": first["tokens"], "recipe": recipe}
+    summary = cut(world, tmp_path / "out", latency_table=world / "table.json", **given)
+    [measured] = ds_distill.evaluate([world / "bert"], **given)
+    assert summary["loss_before"] == pytest.approx(measured.heldout_mask_loss, rel=1e-5)
+    assert summary["loss_before"] != pytest.approx(first["loss_before"], rel=1e-4), "the documents see each other there"
+
+
+def test_factors_are_pruned_as_whole_layers_and_it_is_said(world, first, tmp_path, capsys):
+    folder = shutil.copytree(world / "bert", tmp_path / "factored")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"linear_rank": 4}))
+    cut(world, tmp_path / "out", model=folder, tokens=first["tokens"], latency_table=world / "table.json")
+    assert "factors of rank 4, are pruned as whole ones" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_uniform_cut_loads_as_a_stock_class(world, first, tmp_path):

@@ -1,6 +1,8 @@
 """Test that a trimmed vocabulary splits kept texts as before, and that the model computes the same of them."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +14,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+import ds_distill
 from ds_distill.cli import trim as command
+from ds_distill.compression.prune_model import prune_model
 from ds_distill.compression.trim_model import trim_model
 from ds_distill.compression.trim_tokenizer import trim_tokenizer
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.jobs.trim import trim
 from ds_distill.models.families import get_family
+from ds_distill.models.folder import find_model_folder
+from ds_distill.models.layer_shapes import LayerShape
+from ds_distill.models.saving import save_model_folder
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_summary
 from tests.tiny import FAMILIES, save_encoder
 
 LINES = [line for line in SAMPLE.read_text().splitlines() if line.strip()]
@@ -133,6 +141,34 @@ def test_the_command_writes_a_model_that_answers_as_before(encoders, family, tmp
     assert again["export"] == export, "finished before"
     with pytest.raises(UserError, match="min_count was 1"):
         trim(old, tmp_path / "out", corpus=[str(text)], min_count=2)
+
+
+def test_a_finished_job_is_found_again_where_its_folder_lies_now(encoders, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(LINES[:4]))
+    given = {"corpus": [str(text)]}
+    write_summary(trim(str(encoders["bert"]), tmp_path / "before", **given), tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    capsys.readouterr()
+    found = trim(str(encoders["bert"]), tmp_path / "after", **given)
+    assert found["export"] == str(tmp_path / "after" / "export") and "finished before" in capsys.readouterr().err
+    shutil.rmtree(found["export"])
+    assert trim(str(encoders["bert"]), tmp_path / "after", **given)["export"] == found["export"]
+    assert AutoModelForMaskedLM.from_pretrained(found["export"]).config.vocab_size == found["tokens"]
+
+
+def test_the_example_in_the_card_of_a_pruned_model_runs(encoders, tmp_path, monkeypatch, capsys):
+    model = AutoModelForMaskedLM.from_pretrained(encoders["bert"])
+    prune_model(model, [LayerShape(1, 8), LayerShape(0, 64)], "first")
+    save_model_folder(model, find_model_folder(str(encoders["bert"])).tokenizer, tmp_path / "pruned")
+    (tmp_path / "text.txt").write_text("\n\n".join(LINES[:4]))
+    export = Path(trim(str(tmp_path / "pruned"), tmp_path / "out", corpus=[str(tmp_path / "text.txt")])["export"])
+    (code,) = re.findall("```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(export)
+    scope = {}
+    exec(code, scope)
+    ids = torch.arange(5, 15)[None]
+    assert torch.equal(scope["model"](ids).logits, ds_distill.load(export)(ids).logits)
 
 
 def test_rare_tokens_are_dropped_where_asked_for(encoders, tmp_path):
