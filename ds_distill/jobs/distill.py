@@ -185,8 +185,8 @@ def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[T
     mask = cast(int, tokenizer.mask_token_id)
     asked = torch.where(counts > 0, counts ** (1 - recipe.data.mlm_smoothing), 0.0)
     asked[tokenizer.all_special_ids] = 0.0
-    total, masked = counts.sum(), REPLACED * recipe.data.mlm_probability
-    counts[mask] += masked * (1 - recipe.data.clean_fraction) * total
+    total, share = counts.sum(), REPLACED * recipe.data.mlm_probability * (1 - recipe.data.clean_fraction)
+    counts[mask] += share * total
     if recipe.need_vocabulary:
         counts += total * asked / asked.sum().clamp_min(1.0)
     length = recipe.data.sequence_length
@@ -195,5 +195,5 @@ def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[T
     if not whole:
         return counts, None
     sample = torch.stack(whole)
-    chosen = torch.rand(sample.shape, generator=torch.Generator().manual_seed(recipe.training.seed)) < masked
+    chosen = torch.rand(sample.shape, generator=torch.Generator().manual_seed(recipe.training.seed)) < share
     return counts, torch.where(chosen, mask, sample)
