@@ -5,6 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 unset PYTHONDONTWRITEBYTECODE  # with it, each of a thousand processes would compile all that it imports
 PY=$(./launch.sh --setup-only)
+if [[ $# == 0 ]]; then
+    # Many tests need DeepSpeed's optimizers, each of which takes a minute to compile: that runs beside the checks.
+    "$PY" -c "from ds_distill.builds.fused_adam import build_optimizer as b; b(); b(offload=True)" >/dev/null 2>&1 &
+fi
 prefix=$("$PY" -c "import sys; print(sys.prefix)")
 stamp="$prefix/.requirements-dev"
 wanted=$(cat requirements.txt requirements-deploy.txt requirements-dev.txt | cksum)
@@ -21,8 +25,7 @@ if [[ $# == 0 ]]; then
         exit 1
     }
     "$PY" -m mypy || exit 1
+    wait  # for the optimizers
 fi
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
-# Much of a test is waiting for the processes that it starts, so there is one worker more than there are cores.
-workers=$("$PY" -c "import os; print(min(4, len(os.sched_getaffinity(0)) + 1))")
-exec "$PY" -m pytest -q --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "$@"
+exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

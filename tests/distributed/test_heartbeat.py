@@ -32,7 +32,9 @@ def sentences(ranks: list[Process]) -> list[str]:
 
 
 @pytest.mark.promise("A silent rank is named once, and the whole job ends")
-@pytest.mark.parametrize("sentence", [0, 5], ids=["at once", "on a slow terminal"])
+@pytest.mark.parametrize(
+    "sentence", [pytest.param(0, marks=pytest.mark.long), 5], ids=["at once", "on a slow terminal"]
+)
 def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)
     two.signal(signal.SIGSTOP)

@@ -149,7 +149,7 @@ def test_what_a_teacher_without_a_head_cannot_do_is_one_sentence(world, common, 
     "Killed at any moment and started again, a run ends bit-equal: "
     "losses, weights, learning rate, held-out history, TensorBoard"
 )
-@pytest.mark.parametrize("kind", ["two teachers", "bare encoder"])
+@pytest.mark.parametrize("kind", ["two teachers", pytest.param("bare encoder", marks=pytest.mark.long)])
 def test_a_killed_run_ends_bit_equal(world, common, others, tmp_path, kind):
     """With the mean of two teachers, relations first and logits of masked sequences later; and of bare encoders."""
     words = ["distill", "--teacher", others / "classifier", others / "wide", *common, "--training.save_every", 3]

@@ -19,13 +19,21 @@ from tests.start import environment_of, wait_for
 ROOT = Path(__file__).parents[3]
 
 
-def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
+def run_without_a_gpu(folder: Path, *options: str) -> subprocess.CompletedProcess:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: run the suite itself")
-    start = [sys.executable, "-m", "benchmarks.gpu.suite", "--report", str(tmp_path)]
-    refused = subprocess.run(start, capture_output=True, text=True, cwd=ROOT)
+    start = [sys.executable, "-m", "benchmarks.gpu.suite", "--report", str(folder)]
+    return subprocess.run([*start, *options], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_without_a_gpu_the_suite_refuses(tmp_path):
+    refused = run_without_a_gpu(tmp_path)
     assert refused.returncode == 2 and "no GPU" in refused.stderr and not list(tmp_path.iterdir())
-    done = subprocess.run([*start, "--rehearse", "--only", "head"], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.long
+def test_a_rehearsal_reports(tmp_path):
+    done = run_without_a_gpu(tmp_path, "--rehearse", "--only", "head")
     assert done.returncode == 0, done.stderr[-2000:]
     page, report = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
     assert "REHEARSAL" in page and report["rehearsal"] and report["parts"]["head"]["milliseconds"]["fused"] > 0

@@ -169,7 +169,7 @@ def test_the_least_memory_is_found():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("backend", ["onnx_fp32", "openvino_fp32"])
+@pytest.mark.parametrize("backend", ["onnx_fp32", pytest.param("openvino_fp32", marks=pytest.mark.long)])
 def test_rest_gives_memory_back(tiny, tmp_path, backend):
     """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
     sources = prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
