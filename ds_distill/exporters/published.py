@@ -16,6 +16,7 @@ from ds_distill.exporters.model import ExportModel, read_json
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
+from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting import provenance
 from ds_distill.reporting.card_edits import set_metadata
@@ -67,6 +68,7 @@ def _write(source: ExportModel, folder: Path, name: str) -> None:
             AutoModel, ModelFolder(str(source.folder), "--model", source.folder), model.config
         )
         model = model if missing else with_pooler  # a pooler that the checkpoint has is kept
+    set_rank(model.config, source.linear_rank)
     save_model_folder(model, source.reader, folder, source.inputs)
     if source.head == "encoder":
         config = cast(dict, read_json(folder / "config.json"))

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.model import load_source
+from ds_distill.exporters.published import publish_model
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.loaded import load
 from ds_distill.models.families import get_family
@@ -154,6 +155,10 @@ def test_a_folder_is_fine_tuned_in_factors_and_exported_with_them(tmp_path):
     with torch.no_grad():
         for model in (tuned.eval(), source.model, source.traced, load(tmp_path / "tuned")):
             torch.testing.assert_close(model(tokens()).logits, whole.eval()(tokens()).logits, rtol=1e-4, atol=1e-5)
+    (tmp_path / "published").mkdir()
+    publish_model(source, tmp_path / "published", "a model")
+    publish_model(load_source(str(tmp_path / "tuned")), tmp_path / "published", "a model")  # is taken for the same
+    assert find_model_folder(str(tmp_path / "published")).linear_rank == 5
     load(tmp_path / "tuned").save_pretrained(tmp_path / "again")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
     assert torch.equal(again(tokens()).logits, load(tmp_path / "tuned")(tokens()).logits)
