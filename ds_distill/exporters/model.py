@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +62,7 @@ class ExportModel:
     @cached_property
     def traced(self) -> PreTrainedModel:
         """The model that files are made of: with factors, where the folder holds the products of those."""
-        return restore_factors(copy.deepcopy(self.model), self.linear_rank) if self.linear_rank else self.model
+        return restore_factors(self.model, self.linear_rank)
 
     @property
     def reader(self) -> PreTrainedTokenizerFast:

@@ -58,7 +58,7 @@ def freeze_teachers(
         recorded = tuple(sites) if not teachers else counterparts(averaged, first, model.config)
         part = needed_part(model, recorded, head=head)
         del model
-        teacher = Teacher(part.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # transformers' wrapper loses self
+        teacher = Teacher(part.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # wrong in transformers
         problems = all_gather_object(not_finite(teacher, batch.to(device), recorded))
         if problem := next((problem for problem in problems if problem), None):
             raise UserError(f"{folder.title}: {problem}, {_remedy(wanted)}")

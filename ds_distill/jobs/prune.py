@@ -22,8 +22,7 @@ from ds_distill.data.batch import Batch
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import heldout_batches
 from ds_distill.data.masking import Masker
-from ds_distill.data.run_data import make_masker, open_heldout
-from ds_distill.data.token_files import open_manifest
+from ds_distill.data.run_data import make_masker, open_heldout, text_fingerprint
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
@@ -81,7 +80,7 @@ def prune(
     whole = load_encoder(folder)
     identity = {
         "model": weights_fingerprint(whole)[:16],
-        "text": open_manifest(tokens)["fingerprint"][:16],
+        "text": text_fingerprint([], tokens),
         **{key: value for key, value in recipe.identity().items() if key in MASKING},
         **pruning.identity(),
         "compare": compare,

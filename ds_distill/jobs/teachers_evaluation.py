@@ -32,7 +32,7 @@ def evaluate_teachers(trainer: Trainer, folders: Sequence[ModelFolder]) -> dict[
     if not teacher.has_head:
         dtype = next(teacher.models[0].parameters()).dtype
         model = load_teacher(folders[0], logits=True)
-        teacher = Teacher(model.to(device=trainer.device, dtype=dtype))  # type: ignore[call-arg]  # transformers' wrapper loses self
+        teacher = Teacher(model.to(device=trainer.device, dtype=dtype))  # type: ignore[call-arg]  # wrong in transformers
     if isinstance(teacher, Ensemble):
         run: nn.Module = _MeanGuesses(teacher)
     else:

@@ -105,7 +105,7 @@ def restore_factors(model: PreTrainedModel, rank: int | None) -> PreTrainedModel
     them since.
 
     Args:
-        model: A model as it is loaded, on the CPU. It is changed in place.
+        model: A model as it is loaded, on the CPU. It is left untouched.
         rank: The rank that its folder states; None for none.
 
     Raises:
@@ -113,16 +113,16 @@ def restore_factors(model: PreTrainedModel, rank: int | None) -> PreTrainedModel
     """
     if rank is None:
         return model
-    whole = copy.deepcopy(model)
+    factored = copy.deepcopy(model)
     try:
         with spinner(f"restoring the factors of rank {rank}"):
-            error = factor_linears(model, rank)
+            error = factor_linears(factored, rank)
     except UserError as unfit:
         raise UserError(f"config.json: {unfit}, or remove it") from unfit
     if error <= ROUNDING:
-        return model
+        return factored
     log(f"config.json states linear_rank = {rank}, but the weights are not products of that rank: they stay whole")
-    return whole
+    return model
 
 
 @contextlib.contextmanager

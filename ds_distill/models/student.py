@@ -5,7 +5,6 @@ Source: Sanh et al. 2019, section 2. The copied MLM transform is that of the aut
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import cast
 
@@ -113,9 +112,8 @@ def build_student(
         start = find_start(from_)
         student = restore_factors(load_start(start, dropout=dropout, head=head), start.linear_rank)
     else:
-        whole = copy.deepcopy(config)
-        set_rank(whole, None)
-        student = _new_model(whole, seed, head)
+        set_rank(config, None)  # its layers are factored once they have their weights
+        student = _new_model(config, seed, head)
     if starts_from_teacher:
         new = copy_from_teacher(teacher_model, student, layer_map, embedding_size, token_counts, sample)
         if get_family(teacher_model) is not get_family(student):
