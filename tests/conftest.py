@@ -8,6 +8,8 @@ from ds_distill.builds.inductor_cache import keep_cache_in_environment
 keep_cache_in_environment()
 settings.register_profile("no_deadline", deadline=None)  # a busy machine is slow
 settings.load_profile("no_deadline")
+# A test on every core leaves no second one for its own threads: waiting for it, they would take a third more time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network; those of the Hub start a server and unset it
 # Triton reads this when torch or transformers first imports it. Without a GPU, its kernels run in its interpreter.
 if not any(Path("/dev").glob("nvidia[0-9]*")):

@@ -60,6 +60,7 @@ def demo(output, text, *options):
             rank.kill()
 
 
+@pytest.mark.long
 def test_the_main_job_on_three_ranks(world, tmp_path):
     done, output = demo(tmp_path / "out", world / "text.txt")
     assert done.returncode == 0, output[-3000:]

@@ -58,7 +58,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
 
 
 # The others differ in their tokenizers and weights, which unit tests look at.
-QUICK = ("bert", "roberta")
+QUICK = ("bert",)
 
 
 @pytest.fixture(

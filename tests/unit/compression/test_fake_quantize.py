@@ -57,8 +57,8 @@ def save_model(family: str, head: str, folder: Path) -> Path:
     return folder
 
 
-QUICK = ("bert", "modernbert")  # the others differ in what is not rounded
-CASES = [pytest.param(family, "words", marks=() if family in QUICK else pytest.mark.long) for family in FAMILIES]
+# The families differ in what is not rounded.
+CASES = [pytest.param(family, "words", marks=() if family == "bert" else pytest.mark.long) for family in FAMILIES]
 HEADED = [("bert", "classes"), ("distilbert", "spans")]
 
 
