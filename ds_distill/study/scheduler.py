@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_distill.utils.console import log, on_terminal, progress
+from ds_distill.utils.console import log, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.progress import note_progress
 
 TAIL = 4  # how many lines of a failed job's log file are shown
+TAIL_BYTES = 1000  # of a running job's log file, in which its last line is looked for
 LATE = 10.0  # seconds
 
 
@@ -153,7 +154,12 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
                 while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
                     note_progress()  # each job has a watch of its own
-                    if parallel > 1 and on_terminal() and time.monotonic() - shown > 2:
+                    if parallel > 1 and time.monotonic() - shown > 2:
+                        jobs_now = [job for job, _ in running.values()]
+                        bar.show(
+                            ", ".join(job.what for job in jobs_now),
+                            details=tuple(_get_last_line(_get_log_file(job, logs)) for job in jobs_now),
+                        )
                         bar.refresh()
                         shown = time.monotonic()
                 if signal.SIGINT in signals:
@@ -223,6 +229,17 @@ def _start_more(running: dict, waiting: list[Job], parallel: int, logs: Path) ->
 
 def _get_log_file(job: Job, logs: Path) -> Path:
     return logs / f"{make_folder_name(job.what)}.log"
+
+
+def _get_last_line(file: Path) -> str:
+    """Return the last whole line of a job's log file, without the time at its front; "" while there is none."""
+    if not file.is_file():
+        return ""
+    with open(file, "rb") as lines:
+        lines.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        *whole, _ = lines.read().decode("utf-8", "replace").split("\n")
+    said = [line for line in whole if line.strip()]
+    return re.sub(r"^[\d-]+ [\d:]+ ", "", said[-1]) if said else ""
 
 
 def _start(job: Job, slot: int, parallel: int, logs: Path) -> subprocess.Popen:

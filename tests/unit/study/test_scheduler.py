@@ -12,6 +12,7 @@ import pytest
 
 from ds_distill.study import scheduler
 from ds_distill.study.scheduler import Job, run_jobs
+from ds_distill.utils import console
 from ds_distill.utils.errors import UserError
 from tests.patience import wait_until
 from tests.start import wait_for
@@ -73,6 +74,24 @@ def test_waiting_for_a_long_job_is_no_standstill(tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "note_progress", lambda: (note(), (tmp_path / "noted").touch()))
     run_jobs([job(tmp_path, "long", 'wait("noted")')], 1, tmp_path / "logs")
     assert (tmp_path / "long" / "summary.json").is_file()
+
+
+def test_what_each_of_several_jobs_said_last_is_shown(tmp_path, monkeypatch, capsys):
+    """The jobs go on once the study has shown both: a log of hours would else say nothing."""
+    monkeypatch.setattr(console._Pause, "is_over", lambda pause: True)
+    refresh = console.ProgressBar.refresh
+
+    def refresh_and_go_on(bar, **options):
+        if sum("step" in line for line in bar.details) == 2:
+            (tmp_path / "shown").touch()
+        return refresh(bar, **options)
+
+    monkeypatch.setattr(console.ProgressBar, "refresh", refresh_and_go_on)
+    said = (
+        'print("2026-01-01 10:00:00 {}: step 7 of 9\\nhalf a li", end="", file=sys.stderr, flush=True); wait("shown")'
+    )
+    run_jobs([job(tmp_path, name, said.format(name)) for name in ("left", "right")], 2, tmp_path / "logs")
+    assert "left, right, " in (err := capsys.readouterr().err) and "left: step 7 of 9, right: step 7 of 9\n" in err
 
 
 def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
