@@ -35,7 +35,9 @@ def copy_examples(
             random = np.random.default_rng([seed, first + row, copy])
             rows, how = [row] * len(words), WORDS
             if len(words) == 2 and random.random() < RE_PAIRED:
-                rows[1], how = int(random.integers(len(texts[1]))), OTHER_PAIR
+                others = len(texts[1]) - 1
+                if others > 0:
+                    rows[1], how = (row + 1 + int(random.integers(others))) % len(texts[1]), OTHER_PAIR
             made = [column[number].replace(random, spellings) for column, number in zip(words, rows, strict=True)]
             if made != [column[row] for column in texts]:
                 yield {

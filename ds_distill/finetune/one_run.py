@@ -171,6 +171,5 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant(), loader_code(final)
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
     return {"seed": seed, "settings": point.as_dict(), "precision": precision, "metrics": metrics, "losses": losses}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -174,6 +175,8 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describ
                     with explain_disk_full(folder), explain_out_of_memory(memory_remedy(point)):
                         write_json(result, run_once(plan, folder, point, seed, bar))
                     write_record(plan.output)
+                # Half a checkpoint could not be resumed, so they go when the result is there.
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 # The folder is not kept in the result, because the output may be moved.
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))

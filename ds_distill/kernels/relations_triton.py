@@ -33,6 +33,13 @@ def _scores(x, y, scale, interpreted: tl.constexpr):
 
 
 @triton.jit
+def _place(length, block_rows: tl.constexpr):
+    """Return (the pair of sequence and head, the block of rows) of a program. A second axis could be too short."""
+    blocks = tl.cdiv(length, block_rows)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+
+
+@triton.jit
 def _documents(documents_at, tokens, length, padding):
     return tl.load(documents_at + tokens, tokens < length, padding)
 
@@ -60,12 +67,12 @@ def _normalizer_kernel(
     interpreted: tl.constexpr,
 ):
     """Store log Σ_j exp(x_i·y_j · scale) for a block of rows i; 0 for padding."""
-    pair = tl.program_id(1).to(tl.int64)
+    pair, block = _place(length, block_rows)
     sequence, head = pair // heads, pair % heads
     x_at += sequence * x_sequence + head * x_head
     y_at += sequence * y_sequence + head * y_head
     documents_at += sequence * length
-    rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    rows = block * block_rows + tl.arange(0, block_rows)
     row_documents = _documents(documents_at, rows, length, padding)
     x = _vectors(x_at, rows, row_documents != padding, x_token, width, block_width)
     peak = tl.full((block_rows,), float("-inf"), tl.float32)
@@ -135,19 +142,20 @@ def _gradient_kernel(
     the columns. With both, the scores are symmetric, and x is both sides of them. `squared` is the loss of
     plain_score_error.
     """
-    pair = tl.program_id(1).to(tl.int64)
+    pair, block = _place(length, block_rows)
     sequence, head = pair // heads, pair % heads
     x_at += sequence * x_sequence + head * x_head
     y_at += sequence * y_sequence + head * y_head
     t_x_at += sequence * t_x_sequence + head * t_x_head
     t_y_at += sequence * t_y_sequence + head * t_y_head
     documents_at += sequence * length
-    rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    rows = block * block_rows + tl.arange(0, block_rows)
     row_documents = _documents(documents_at, rows, length, padding)
     real_rows = row_documents != padding
     x = _vectors(x_at, rows, real_rows, x_token, width, block_width)
     of_pair = pair * length
-    of_teacher = tl.num_programs(1).to(tl.int64) * length  # from one teacher's normalizers to the next one's
+    pairs = tl.num_programs(0).to(tl.int64) // tl.cdiv(length, block_rows)
+    of_teacher = pairs * length  # from one teacher's normalizers to the next one's
     d = tl.zeros((block_rows, block_width), tl.float32)
     loss = tl.zeros((block_rows,), tl.float32)
     for start in range(0, length, block_columns):
@@ -202,7 +210,7 @@ def _gradient_kernel(
         places = (of_pair + rows)[:, None] * width + at[None, :]
         tl.store(d_at + places, (d * scale).to(d_at.dtype.element_ty), (rows < length)[:, None] & (at < width)[None, :])
     if by_rows:
-        tl.store(loss_at + pair * tl.num_programs(0) + tl.program_id(0), tl.sum(loss, 0))
+        tl.store(loss_at + tl.program_id(0), tl.sum(loss, 0))
 
 
 INTERPRETED = not isinstance(_gradient_kernel, triton.JITFunction)  # Triton's interpreter has no products of bf16
@@ -228,7 +236,7 @@ def triton_relation_loss(
         return torch.zeros((), device=a.device)
     symmetric = a is b and t_a is t_b
     blocks = next(sizes for widest, sizes in BLOCKS.items() if max(width, t_a.shape[-1]) <= widest)
-    grid = (triton.cdiv(length, blocks[0]), sequences * heads)
+    grid = (triton.cdiv(length, blocks[0]) * sequences * heads,)
     numbers = torch.zeros(sequences, length, dtype=torch.int64, device=a.device)
     numbers = numbers if documents is None else documents.long()
     numbers = (numbers if real is None else numbers.masked_fill(~real, PADDING)).contiguous()
@@ -258,7 +266,7 @@ def triton_relation_loss(
                 num_warps=WARPS,
                 num_stages=STAGES,
             )
-    losses = normalizer.new_zeros(grid[0] * grid[1])
+    losses = normalizer.new_zeros(grid[0])
     # filled, not copied: a copy would make a GPU wait
     on_device = [torch.cat([losses.new_full((1,), x) for x in values]) for values in (weights or [1.0], t_scales)]
 

@@ -36,16 +36,16 @@ class RelationLoss(nn.Module):
 
     averages_teachers = True
 
-    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
+    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: Sequence[int]):
         """Make the term.
 
         Args:
             match: The recipe's entry.
             pairs: (student layer, teacher layer), each from 0.
-            heads: The number of relation heads, which divides all widths.
+            heads: For each pair, the number of relation heads, which divides all widths.
         """
         super().__init__()
-        self.weight, self.heads, self.pairs = match.weight, heads, tuple(pairs)
+        self.weight, self.heads, self.pairs = match.weight, tuple(heads), tuple(pairs)
         self.relations = [RELATIONS[quantity] for quantity in match.quantities]
         self.sites = _sites(self.relations, self.pairs)
 
@@ -68,26 +68,28 @@ class RelationLoss(nn.Module):
             others: Those of further teachers, by the first one's sites.
             weights: The weight of each teacher, the first one's first; None weighs all alike.
         """
-        own = {site: _split(student[site], self.heads) for site, _ in self.sites}
         teachers = (teacher, *others)
         # a teacher that counts nothing has no part in the mean
         counted = [pair for pair in zip(teachers, weights or [1.0] * len(teachers), strict=True) if pair[1] > 0]
-        weights = [weight for _, weight in counted]
-        wanted = [{site: _split(states[site], self.heads) for _, site in self.sites} for states, _ in counted]
+        counted_states, weights = [states for states, _ in counted], [weight for _, weight in counted]
+        names = dict.fromkeys(name for relation in self.relations for name in relation)
         total = []
-        for low, high in self.pairs:
-            for a, b in self.relations:  # a self-relation is known by its two arguments being one tensor
-                total.append(
-                    ensemble_relation_kl(
-                        own[Site(a, low)],
-                        own[Site(b, low)],
-                        [(vectors[Site(a, high)], vectors[Site(b, high)]) for vectors in wanted],
-                        weights,
-                        token_mask=token_mask,
-                        document_ids=document_ids,
-                    )
+        for (low, high), heads in zip(self.pairs, self.heads, strict=True):
+            own = {name: _split(student[Site(name, low)], heads) for name in names}
+            wanted = [{name: _split(states[Site(name, high)], heads) for name in names} for states in counted_states]
+            of_pair = [
+                ensemble_relation_kl(
+                    own[a],  # a self-relation is known by its two arguments being one tensor
+                    own[b],
+                    [(vectors[a], vectors[b]) for vectors in wanted],
+                    weights,
+                    token_mask=token_mask,
+                    document_ids=document_ids,
                 )
-        return sum(total[1:], total[0]) / self.heads
+                for a, b in self.relations
+            ]
+            total.append(sum(of_pair[1:], of_pair[0]) / heads)
+        return sum(total[1:], total[0])
 
 
 class AttentionLoss(nn.Module):
@@ -100,16 +102,16 @@ class AttentionLoss(nn.Module):
 
     averages_teachers = False
 
-    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: int):
+    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], heads: Sequence[int]):
         """Make the term.
 
         Args:
             match: The recipe's entry.
             pairs: (student layer, teacher layer), each from 0.
-            heads: The number of attention heads of both models.
+            heads: For each pair, the number of attention heads of both layers.
         """
         super().__init__()
-        self.weight, self.heads, self.pairs = match.weight, heads, tuple(pairs)
+        self.weight, self.heads, self.pairs = match.weight, tuple(heads), tuple(pairs)
         self.sites = _sites([QUERY_KEY], self.pairs)
 
     def forward(
@@ -128,15 +130,15 @@ class AttentionLoss(nn.Module):
         """
         seen = _count_seen(next(iter(student.values())), token_mask, document_ids)
         total = []
-        for low, high in self.pairs:
+        for (low, high), heads in zip(self.pairs, self.heads, strict=True):
             vectors = []
             for states, layer in ((student, low), (teacher, high)):
-                query, key = (_split(states[Site(name, layer)], self.heads) for name in QUERY_KEY)
+                query, key = (_split(states[Site(name, layer)], heads) for name in QUERY_KEY)
                 wide = torch.promote_types(query.dtype, torch.float32)
                 # all tokens that see each other see as many, so the root of 1/n in a score is 1/n in its square
                 vectors += [query.to(wide) * seen.to(wide).rsqrt()[:, None, :, None], key.to(wide)]
-            total.append(attention_score_mse(*vectors, token_mask=token_mask, document_ids=document_ids))
-        return sum(total[1:], total[0]) / self.heads
+            total.append(attention_score_mse(*vectors, token_mask=token_mask, document_ids=document_ids) / heads)
+        return sum(total[1:], total[0])
 
 
 def _sites(relations: Iterable[tuple[Vector, Vector]], pairs: Iterable[tuple[int, int]]) -> list[tuple[Site, Site]]:

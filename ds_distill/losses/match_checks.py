@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
 from ds_distill.losses.matching import LOSSES
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.families.family import Dims, Family
+from ds_distill.models.families.family import Family
 from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.recipe import Match
 from ds_distill.utils.articles import with_article
@@ -60,53 +61,66 @@ def check_match(match: Match, families: Sequence[Family], key: str) -> None:
             )
 
 
-def dims_of_layers(config: PretrainedConfig, layers: Sequence[int], who: str, key: str) -> Dims:
-    """Return the sizes of a model as those of its attention in some layers, of which pruning may have left a part.
+class HeadSizes(NamedTuple):
+    """The sizes of a layer's attention, of which pruning may have left a part.
 
-    The width is one that divides those of all layers, and the heads are those of a layer that has lost some.
+    Attributes:
+        width: The width of all its heads, side by side.
+        heads: Their number.
+        rotary: Whether positions turn pairs of neighboring dimensions of its queries and keys.
+    """
+
+    width: int
+    heads: int
+    rotary: bool = False
+
+
+def head_sizes(config: PretrainedConfig, layer: int, who: str, key: str) -> HeadSizes:
+    """Return the sizes of a layer's attention.
 
     Args:
         config: The model's config.
-        layers: The layers whose heads are compared.
+        layer: The layer whose heads are compared; the last may be counted from the end.
         who: "student" or "teacher", for errors.
         key: The entry, for errors.
 
     Raises:
-        UserError: A layer has no heads left.
+        UserError: The layer has no heads left.
     """
-    dims, shapes = get_family_by_type(config.model_type).dims(config), layer_shapes(config)
-    layers = [layer % dims.depth for layer in layers]  # the last may be counted from the end
-    for layer in layers:
-        if not shapes[layer].heads:
-            raise UserError(
-                f"{key}.layers: the {who}'s layer {layer} has no attention heads left, so nothing of it can be "
-                "compared; give pairs of other layers"
-            )
-    heads = [shapes[layer].heads for layer in layers]
-    width = math.gcd(*(dims.width // dims.heads * count for count in heads))
-    return dims._replace(width=width, heads=min(heads))
+    family = get_family_by_type(config.model_type)
+    dims = family.dims(config)
+    heads = layer_shapes(config)[layer % dims.depth].heads
+    if not heads:
+        raise UserError(
+            f"{key}.layers: the {who}'s layer {layer % dims.depth} has no attention heads left, so nothing of it can "
+            "be compared; give pairs of other layers"
+        )
+    return HeadSizes(dims.width // dims.heads * heads, heads, family.rotary)
 
 
-def resolve_heads(match: Match, student: Dims, teachers: Sequence[Dims], key: str) -> int:
-    """Return the number of heads that a relation or attention loss compares.
+def resolve_heads(match: Match, student: HeadSizes, teachers: Sequence[HeadSizes], key: str) -> int:
+    """Return the number of heads that a relation or attention loss compares at a pair of layers.
 
     Args:
         match: The entry, which `check_match` has passed.
-        student: The student's sizes.
-        teachers: The sizes of the teachers whose vectors are compared, the first one's first.
+        student: The sizes of the student's layer.
+        teachers: Those of the teachers whose vectors are compared, the first one's first.
         key: The entry, for errors.
 
     Raises:
         UserError: `heads` does not divide all widths, or attention heads are compared whose numbers differ.
     """
-    common = math.gcd(student.width, *(teacher.width for teacher in teachers))
+    # A head of an odd width would part two dimensions that positions turn together.
+    turned = [sizes.rotary and match.quantities != ["value"] for sizes in (student, *teachers)]
+    sizes = zip((student, *teachers), turned, strict=True)
+    common = math.gcd(*(each.width // 2 if pairs else each.width for each, pairs in sizes))
     widths = " and ".join(str(width) for width in dict.fromkeys(teacher.width for teacher in teachers))
     if match.heads is not None:
         if common % match.heads:
             divisors = ", ".join(str(heads) for heads in range(1, common + 1) if common % heads == 0)
             raise UserError(
                 f"{key}.heads = {match.heads}: does not divide the student's width of {student.width} and the "
-                f"teacher's of {widths}; give one of {divisors}"
+                f"teacher's of {widths}{' into heads of an even width' if any(turned) else ''}; give one of {divisors}"
             )
         return match.heads
     if "query_key" in match.quantities:

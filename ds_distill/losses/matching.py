@@ -24,10 +24,14 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_ma
     """
     wide = torch.promote_types(student_hidden.dtype, torch.float32)
     # norms of 16-bit vectors overflow (fp16) or lose small differences of the loss (bf16)
-    similarity = torch.nn.functional.cosine_similarity(student_hidden.to(wide), teacher_hidden.to(wide), dim=-1)
-    distance = 1.0 - similarity
+    student_hidden, teacher_hidden = student_hidden.to(wide), teacher_hidden.to(wide)
     if token_mask is not None:
-        distance = distance * token_mask
+        # filled before the product, since a vector of padding that is not finite would leave a gradient of nan
+        padding = ~token_mask.unsqueeze(-1)
+        student_hidden, teacher_hidden = (x.masked_fill(padding, 1.0) for x in (student_hidden, teacher_hidden))
+    distance = 1.0 - torch.nn.functional.cosine_similarity(student_hidden, teacher_hidden, dim=-1)
+    if token_mask is not None:
+        distance = distance.masked_fill(~token_mask, 0.0)  # of equal vectors it is 0 but for rounding
     return distance.sum()
 
 

@@ -83,8 +83,6 @@ class Objective(nn.Module):
             **{name: match.weight for name, match in self._matches},
         }
         sites = [pair for _, match in self._matches for pair in match.sites]
-        divided = (match.divided for _, match in self._matches if isinstance(match, MatchedLoss))
-        self.divided_sites = frozenset[Site]().union(*divided)
         self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
         self.teacher_sites, self.averaged_sites = teacher_sites(match for _, match in self._matches)
         self.forcing: TeacherForcing | None = None
@@ -102,6 +100,12 @@ class Objective(nn.Module):
         """Train single layers on the teacher's states; evaluation still runs the whole model."""
         sites = (teacher for _, match in self._matches for _, teacher in match.sites)
         self.forcing, self.teacher_sites = forcing, tuple(dict.fromkeys((*sites, *forcing.inputs.values())))
+
+    @property
+    def divided_sites(self) -> frozenset[Site]:
+        """The teacher's hidden states that terms divide by their deviations."""
+        divided = (match.divided for _, match in self._matches if isinstance(match, MatchedLoss))
+        return frozenset[Site]().union(*divided)
 
     @property
     def _matches(self) -> Any:
@@ -238,12 +242,19 @@ class Objective(nn.Module):
         targets: Targets | None,
         token_mask: Tensor | None,
         document_ids: Tensor | None,
+        projected: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the sum over tokens of each term that compares what lies inside."""
+        """Return the sum over tokens of each term that compares what lies inside.
+
+        Of a term in `projected`, this is what its `project` has returned.
+        """
         if targets is None:
             return {}
         sums = {}
         for name, match in self._matches:
+            if projected is not None and name in projected:
+                sums[name] = match.compare(projected[name], targets.states, token_mask)
+                continue
             further = (targets.others, targets.teacher_weights) if match.averages_teachers else ()
             sums[name] = match(states, targets.states, token_mask, document_ids, *further)
         return sums
@@ -255,6 +266,8 @@ class Objective(nn.Module):
         token_mask: Tensor | None,
         document_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        # Ranks may have different numbers of sequences, and ZeRO 3 gathers a projection at each of its calls.
+        projected = {name: match.project(states) for name, match in self._matches if isinstance(match, MatchedLoss)}
         rows = []
         for row in range(len(next(iter(states.values())))):
             mask, documents = (None if x is None else x[row : row + 1] for x in (token_mask, document_ids))
@@ -262,8 +275,9 @@ class Objective(nn.Module):
                 {site: x[row : row + 1] for site, x in each.items()}
                 for each in (states, targets.states, *targets.others)
             )
-            sums = self._match_sums(own, targets._replace(states=first, others=tuple(others)), mask, documents)
-            rows.append(torch.stack(list(sums.values())).double())
+            of_row = targets._replace(states=first, others=tuple(others))
+            widened = {name: [x[row : row + 1] for x in each] for name, each in projected.items()}
+            rows.append(torch.stack(list(self._match_sums(own, of_row, mask, documents, widened).values())).double())
         results = torch.stack(rows)
         return results.sum(0) @ results.new_tensor(list(self.weights.values())), results
 

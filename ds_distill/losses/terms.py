@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 
 from ds_distill.losses.head_terms import AttentionLoss, RelationLoss
 from ds_distill.losses.layer_pairs import resolve_pairs
-from ds_distill.losses.match_checks import HEAD_LOSSES, check_match, dims_of_layers, resolve_heads
+from ds_distill.losses.match_checks import HEAD_LOSSES, check_match, head_sizes, resolve_heads
 from ds_distill.losses.matching import LOSSES
+from ds_distill.models.ensemble import counterparts
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.intermediates import Site
 from ds_distill.recipe import Losses, Match
@@ -50,12 +51,17 @@ class MatchedLoss(nn.Module):
                 self.sites.append((Site("embeddings", 0), Site("embeddings", 0)))
             else:
                 self.sites += [(Site("hidden", student), Site("hidden", teacher)) for student, teacher in pairs]
-        self.divided = frozenset(teacher for _, teacher in self.sites) if match.normalize else frozenset()
+        self._normalize = match.normalize
         self.deviations: dict[Site, Tensor] = {}
         self.projection = None
         if student_width != teacher_width:
             self.projection = nn.Linear(student_width, teacher_width, bias=False)
             nn.init.eye_(self.projection.weight)  # a narrower student starts as the teacher's first coordinates
+
+    @property
+    def divided(self) -> frozenset[Site]:
+        """The teacher's sites whose deviations divide both sides."""
+        return frozenset(teacher for _, teacher in self.sites) if self._normalize else frozenset()
 
     def forward(
         self,
@@ -72,12 +78,25 @@ class MatchedLoss(nn.Module):
             token_mask: [B, L] bool, False for padding; None where all tokens are real.
             document_ids: Not used: tokens are compared one by one.
         """
+        return self.compare(self.project(student), teacher, token_mask)
+
+    def project(self, student: Mapping[Site, Tensor]) -> list[Tensor]:
+        """Return the student's quantities [B, L, H], as wide as the teacher's, in the order of the pairs."""
+        states = [student[site] for site, _ in self.sites]
+        return states if self.projection is None else [self.projection(each) for each in states]
+
+    def compare(self, student: Sequence[Tensor], teacher: Mapping[Site, Tensor], token_mask: Tensor | None) -> Tensor:
+        """Return the loss as `forward` does.
+
+        Args:
+            student: What `project` has returned.
+            teacher: The teacher's quantities by site.
+            token_mask: As in `forward`.
+        """
         sums = []
-        for student_site, teacher_site in self.sites:
-            states, wanted = student[student_site], teacher[teacher_site]
-            if self.projection is not None:
-                states = self.projection(states)
-            if teacher_site in self.divided:
+        for states, (_, teacher_site) in zip(student, self.sites, strict=True):
+            wanted = teacher[teacher_site]
+            if self._normalize:
                 deviation = self.deviations[teacher_site]
                 wide = torch.promote_types(states.dtype, torch.float32)  # fp16 may end below what a small one gives
                 states, wanted = states.to(wide) / deviation, wanted.to(wide) / deviation
@@ -120,9 +139,13 @@ def make_matches(
             averaged = further_teachers if match.loss == "relation" else ()
             # a layer's projections are its own, also where its output is the encoder's
             layers = [(low % student_dims.depth, high % teacher_dims.depth) for low, high in pairs]
-            lower, higher = ([pair[side] for pair in pairs] for side in (0, 1))
-            of_teachers = [dims_of_layers(each, higher, "teacher", key) for each in (configs[1], *averaged)]
-            heads = resolve_heads(match, dims_of_layers(student, lower, "student", key), of_teachers, key)
+            heads = []
+            for low, high in layers:
+                of_teachers = [head_sizes(configs[1], high, "teacher", key)]
+                for other in averaged:
+                    (there,) = counterparts([Site("query", high)], configs[1], other)
+                    of_teachers.append(head_sizes(other, there.layer, "teacher", key))
+                heads.append(resolve_heads(match, head_sizes(student, low, "student", key), of_teachers, key))
             kind = RelationLoss if match.loss == "relation" else AttentionLoss
             matches[name] = kind(match, layers, heads)
         else:

@@ -60,7 +60,7 @@ def set_shape(
     if student.names.embedding:
         widest = student.embedding_width(config)
         if embedding_size is not None:
-            _check_embedding_size(embedding_size, widest, dims.width, student)
+            _check_embedding_size(embedding_size, widest, dims.width, share, student)
         setattr(config, student.names.embedding, embedding_size or round(widest * share))
     elif embedding_size is not None:
         raise _no_such_shape("embedding_size", embedding_size, teacher, student)
@@ -93,13 +93,14 @@ def _no_such_shape(key: str, value: int, teacher: Family, student: Family) -> Us
     return UserError(f"student.{key} = {value}: the student's family is {student.name}, and {lack}; {remedy}")
 
 
-def _check_embedding_size(size: int, widest: int, hidden: int, student: Family) -> None:
+def _check_embedding_size(size: int, widest: int, hidden: int, share: float, student: Family) -> None:
     """Raise UserError where a student of this family cannot have embeddings of this width.
 
     Args:
         size: The width that is asked for.
         widest: The width of the teacher's.
         hidden: The student's hidden size.
+        share: The student's hidden size per that of the teacher.
         student: The student's family.
     """
     if not 2 <= size <= widest:
@@ -107,8 +108,9 @@ def _check_embedding_size(size: int, widest: int, hidden: int, student: Family) 
             f"student.embedding_size = {size}: give a whole number from 2 to the width of the teacher's embeddings, "
             f"{widest}"
         )
-    # only an ALBERT has a projection between equal widths
-    if size == hidden < widest and not student.names.groups:
+    # Only an ALBERT has a projection between equal widths, and only a teacher of these very widths needs none.
+    needed = size < widest or share < 1
+    if size == hidden and needed and not student.names.groups:
         raise UserError(
             f"student.embedding_size = {size}: is also the student's hidden size, and {student.name} has no projection "
             "between embeddings and layers of one width; give another size"

@@ -133,6 +133,8 @@ class Family:
         has_positions: Whether a model of a config has position embeddings, which a student can freeze.
         scores_positions: Whether attention scores have terms of positions besides query · key, so that a loss between
             products of queries and keys would compare something else than attention.
+        rotary: Whether positions turn pairs of neighboring dimensions of the queries and keys that `split_projections`
+            returns.
         layers_stand_alone: Whether a layer computes from hidden states and a mask alone.
         position_rows: From the config, with how many vectors of positions each token is multiplied in each layer.
         standardize: Brings the config of a folder into the form that the paths are for, in place; ValueError where that
@@ -173,6 +175,7 @@ class Family:
     has_pooler: bool = True
     has_positions: Callable[[Any], bool] = lambda config: True
     scores_positions: bool = False
+    rotary: bool = False
     layers_stand_alone: bool = True
     position_rows: Callable[[Any], int] = lambda config: 0
     standardize: Callable[[Any], None] = lambda config: None

@@ -67,6 +67,7 @@ MODERNBERT = Family(
     outputs=None,
     projections=("attn.Wqkv",) * 3,
     split_projections=_split_projections,
+    rotary=True,
     fused={"attn.Wqkv": 3, "mlp.Wi": 2},
     layer_inputs=lambda encoder, layer, hidden: {"position_embeddings": _rotation(encoder, layer, hidden)},
     final_norm="final_norm",

@@ -12,11 +12,10 @@ from benchmarks.reference.matching import attention_loss, hidden_loss, inner_sta
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.head_terms import RelationLoss
 from ds_distill.losses.layer_pairs import resolve_pairs
-from ds_distill.losses.match_checks import resolve_heads
+from ds_distill.losses.match_checks import HeadSizes, resolve_heads
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import get_family
-from ds_distill.models.families.family import Dims
 from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
 from ds_distill.models.student import build_student
@@ -162,7 +161,7 @@ def test_a_student_that_is_its_teacher_has_no_loss():
 def test_relations_of_several_teachers_are_averaged_as_distributions():
     """The teachers' widths differ from each other and from the student's."""
     generator, mask = torch.Generator().manual_seed(1), padding_mask()
-    match = RelationLoss(Match("relation", of=["value", "query_key"]), [(0, 1)], heads=4)
+    match = RelationLoss(Match("relation", of=["value", "query_key"]), [(0, 1)], heads=[4])
     own, *teachers = (
         {Site(name, layer): torch.randn(*mask.shape, width, generator=generator) for name in ("query", "key", "value")}
         for layer, width in ((0, 16), (1, 24), (1, 8))
@@ -269,8 +268,20 @@ def test_layers_without_spans_and_depths_without_groups_are_refused():
     ("student", "teacher", "heads"), [(768, 768, 48), (384, 768, 48), (384, 1024, 64), (320, 768, 32)]
 )
 def test_the_default_number_of_relation_heads(student, teacher, heads):
-    sizes = [Dims(depth=6, heads=4, width=width, feed_forward=4, activation="gelu") for width in (student, teacher)]
+    sizes = [HeadSizes(width, heads=4) for width in (student, teacher)]
     assert resolve_heads(Match("relation"), sizes[0], sizes[1:], "m") == heads
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_relation_heads_have_whole_pairs_of_dimensions_that_positions_turn(who):
+    """Halves of two pairs would make a relation depend on where its tokens are, not only on their distance."""
+    sizes = [HeadSizes(48, 4, rotary=who == "student"), HeadSizes(48, 4, rotary=who == "teacher")]
+    for of in (["query"], ["key", "value"], ["query_key"]):
+        with pytest.raises(UserError, match="heads = 16: does not divide .* even width; give one of 1, 2, 3, 4, 6, 8,"):
+            resolve_heads(Match("relation", of=of, heads=16), sizes[0], sizes[1:], "m")
+        assert resolve_heads(Match("relation", of=of, heads=8), sizes[0], sizes[1:], "m") == 8
+    assert resolve_heads(Match("relation", of=["value"], heads=16), sizes[0], sizes[1:], "m") == 16
+    assert (48 // resolve_heads(Match("relation"), sizes[0], sizes[1:], "m")) % 2 == 0
 
 
 def test_pruned_layers_are_compared_by_the_heads_that_they_have():
@@ -280,7 +291,12 @@ def test_pruned_layers_are_compared_by_the_heads_that_they_have():
     match = Match(loss="relation", of=["query"], layers=[[0, 1], [1, 3]])
     (term,) = make_matches(Losses(cosine=0.0, match=[match]), student.config, teacher.config, None).values()
     head = WIDTH // 4
-    assert all((shape.heads * head) % term.heads == 0 for shape in pruned)
+    for shape, heads in zip(pruned, term.heads, strict=True):
+        assert heads > 1 and (shape.heads * head) % heads == 0
+    # attention heads are a layer's own: of two equally pruned models, each layer has its number
+    match_heads = Match(loss="attention", layers=[[0, 0], [1, 1]])
+    (term,) = make_matches(Losses(cosine=0.0, match=[match_heads]), student.config, student.config, None).values()
+    assert term.heads == (3, 2)
     with pytest.raises(UserError, match="student has 2 attention heads and the teacher 4"):
         wanted = Match(loss="attention", layers=[[1, 3]])
         make_matches(Losses(cosine=0.0, match=[wanted]), student.config, teacher.config, None)

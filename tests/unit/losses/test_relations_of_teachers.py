@@ -5,12 +5,12 @@ import torch
 
 from benchmarks.reference.closed_form import relation_kl
 from ds_distill.data.batch import Batch, TokenCounts
-from ds_distill.losses.match_checks import resolve_heads
+from ds_distill.losses.match_checks import HeadSizes, resolve_heads
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.ensemble import Ensemble
-from ds_distill.models.families.family import Dims
 from ds_distill.models.intermediates import Site, run_encoder
+from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher, needed_part
 from ds_distill.recipe import Losses, Match
@@ -65,7 +65,7 @@ def test_the_mean_of_the_distributions_is_matched():
 
 
 def test_heads_fit_all_teachers():
-    sizes = [Dims(depth=6, heads=4, width=width, feed_forward=4, activation="gelu") for width in (384, 768, 1024)]
+    sizes = [HeadSizes(width, heads=4) for width in (384, 768, 1024)]
     assert resolve_heads(Match("relation"), sizes[0], sizes[1:], "m") == 32
     with pytest.raises(UserError, match="heads = 48: does not divide .* the teacher's of 768 and 1024; give one of 1,"):
         resolve_heads(Match("relation", heads=48), sizes[0], sizes[1:], "m")
@@ -73,3 +73,14 @@ def test_heads_fit_all_teachers():
     losses = Losses(cosine=0.0, match=[Match("mse")])
     further = [tiny_bert(2, hidden_size=20, num_attention_heads=5).config]
     assert not make_matches(losses, tiny_bert(2).config, tiny_bert(4).config, [0, 3], further)["mse"].averages_teachers
+
+
+def test_the_heads_of_a_further_teacher_are_those_of_its_layer_at_the_same_share_of_its_depth():
+    first, other = tiny_bert(4).config, tiny_bert(2).config
+    set_layer_shapes(other, [LayerShape(0, 64), LayerShape(3, 64)])
+    losses = Losses(cosine=0.0, match=[Match("relation", layers=[(0, 2)])])  # the third of four: the second of two
+    (term,) = make_matches(losses, tiny_bert(2).config, first, None, [other]).values()
+    assert (first.hidden_size // first.num_attention_heads * 3) % term.heads[0] == 0
+    losses = Losses(cosine=0.0, match=[Match("relation", layers=[(0, 1)])])
+    with pytest.raises(UserError, match="the teacher's layer 0 has no attention heads left"):
+        make_matches(losses, tiny_bert(2).config, first, None, [other])
