@@ -165,3 +165,7 @@ class Stage:
     teacher_forced: bool = False
     learning_rate: float | None = limited(None, 0, 10)
     quantize: QuantizedFormat | None = None
+
+    def peak_rate(self, usual: float) -> float:
+        """Return the peak learning rate of the stage, where `usual` is that of `training`."""
+        return usual if self.learning_rate is None else self.learning_rate

@@ -63,8 +63,9 @@ def match_cost(
                 kept += len(match.pairs) * 4 * own * (1 if a == b else 2)
         elif isinstance(match, AttentionLoss):
             # of each head, products of its queries and of its keys with themselves, and the gradients in both
-            both = (own + wide) / match.heads
-            flops += len(match.pairs) * 2 * (2 * both * (own + wide) + 4 * both * own)
+            for heads in match.heads:
+                both = (own + wide) / heads
+                flops += 2 * (2 * both * (own + wide) + 4 * both * own)
             kept += len(match.pairs) * 4 * 2 * own
             temporary = max(temporary, 4 * 2 * (own + wide))  # fp32 copies
         else:

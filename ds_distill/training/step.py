@@ -85,8 +85,7 @@ class Step:
         self.device, self.seed, self.rank = device, t.seed, torch.distributed.get_rank()
         first = 0
         if span is not None:
-            own_rate = span.stage.learning_rate
-            t = t if own_rate is None else replace(t, learning_rate=own_rate)
+            t = replace(t, learning_rate=span.stage.peak_rate(t.learning_rate))
             steps, first = (span.end - span.first, 0) if t.stage_schedule == "stage" else (steps, span.first)
         self.engine = Engine(
             objective, t, accumulation=accumulation, total_steps=steps, first_step=first, device=device, dtype=dtype

@@ -311,7 +311,9 @@ class Trainer:
         curve = self.state.heldout[""]
         figures, starting = FIGURES, [key for key in FIGURES if key.startswith(("mask_", "mlm_"))]
         if not self.objective.has_head:
-            starting = list(figures := tuple(key for key in curve[-1] if key not in ("step", "tokens")))
+            figures = tuple(key for key in curve[-1] if key not in ("step", "tokens"))
+            # the first and the last of several stages have terms of their own
+            starting = [] if self.stages and len(self.stages.spans) > 1 else list(figures)
         sets = {
             name: {key: rows[-1].get(key) for key in figures}
             for name, rows in self.state.heldout.items()

@@ -35,6 +35,8 @@ def test_a_recipe_reads_its_stages(tmp_path):
         teacher_forced=True,
     )
     assert second.learnable == ["embeddings", "head", 1] and third.learning_rate == 1e-4
+    assert third.peak_rate(5e-4) == 1e-4 and second.peak_rate(5e-4) == 5e-4
+    assert Stage(0.5, learning_rate=0.0).peak_rate(5e-4) == 0, "a rate that was given, not a missing one"
     assert recipe.trained_losses(second) == Losses(kl=4.0)
     assert [share for share, _ in recipe.losses_by_share()] == [0.25, 0.5, 0.25]
     (tmp_path / "longer.yaml").write_text("config: r.yaml\ndata: {clean_fraction: 1}\n")

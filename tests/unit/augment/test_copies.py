@@ -43,8 +43,10 @@ def test_copies_of_pairs_are_rewritten_and_some_are_paired_anew(proposer):
     for row in rows:
         source, number = row["source"], int(row["texts"]["sentence2"].split()[-1])
         assert int(row["texts"]["sentence1"].split()[-1]) == source and 1 <= row["copy"] <= 5
-        assert row["how"] == OTHER_PAIR or number == source
+        assert (row["how"] == OTHER_PAIR) == (number != source)
         assert (row["texts"]["sentence1"], row["texts"]["sentence2"]) != (TEXTS[source], OTHERS[source])
+    alone = list(copy_examples(task, [TEXTS[:1], OTHERS[:1]], 0, proposer, 20, 1))
+    assert {row["how"] for row in alone} == {WORDS}, "there is no other pair"
     one_text = list(copy_examples(get_task("sst2"), [TEXTS], 0, proposer, 2, 1))
     assert {row["how"] for row in one_text} == {WORDS} and set(one_text[0]["texts"]) == {"sentence"}
     assert not list(copy_examples(get_task("sst2"), [["12 + 3", ""]], 0, proposer, 2, 1)), "equal to their sources"

@@ -281,8 +281,11 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (12, 20, 20), (
         "what was done before is in the bar, not in its rate"
     )
+    # Killed while its checkpoints were removed, a run is done all the same.
+    (left / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    (left / "checkpoints" / "checkpoint-20" / "trainer_state.json").write_text("{}")
     run("broken", [point])
-    assert (bars[-1].initial, bars[-1].n) == (20, 20)
+    assert (bars[-1].initial, bars[-1].n) == (20, 20) and not (left / "checkpoints").exists()
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
@@ -417,7 +420,7 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "predict", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
     with pytest.raises(
-        UserError, match="seed 0: the model has diverged \(its outputs are not finite\); lower finetune.learning_rate"
+        UserError, match=r"seed 0: the model has diverged \(its outputs are not finite\); lower finetune.learning_rate"
     ):
         runs.finetune(
             get_task("rte"),

@@ -51,6 +51,10 @@ def test_padding_of_any_value_does_not_count(name):
     states = [torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     value = LOSSES[name](*states, mask)
-    for state in states:
-        state[~mask] = 1e4
-    assert torch.equal(LOSSES[name](*states, mask), value)
+    for padding in (1e4, torch.inf, torch.nan):
+        for state in states:
+            state[~mask] = padding
+        student = states[0].clone().requires_grad_()
+        assert torch.equal(found := LOSSES[name](student, states[1], mask), value)
+        found.backward()
+        assert student.grad.isfinite().all() and not student.grad[~mask].any()

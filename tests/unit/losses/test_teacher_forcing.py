@@ -5,6 +5,7 @@ import torch
 
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family
+from ds_distill.models.intermediates import Site
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match, Recipe, Stage
@@ -111,6 +112,13 @@ def test_every_parameter_that_a_term_leaves_to_train_gets_a_gradient(make, of):
     objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
     trained = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     assert trained and all(gradient is not None for gradient in trained.values())
+
+
+def test_deviations_are_those_of_the_pairs_that_a_stage_compares():
+    """The teacher does not run beyond them."""
+    match = Match("mse", layers=[(0, 1), (1, 2), (2, 3)], normalize=True)
+    objective, _ = objective_of(Stage(1.0, {**LAYERS_ONLY, "match": [match]}, [1], teacher_forced=True))
+    assert objective.divided_sites == {Site("hidden", 2)} < set(objective.teacher_sites)
 
 
 def learnable(stage: Stage, **options) -> set[str]:

@@ -325,3 +325,9 @@ def test_estimates_count_what_a_factorized_and_a_shared_student_have_and_run():
         assert count_parameters(estimator.student) == blocks * per_block + outside
         forward = 6 * (block + 2 * length * h) + 2 * h * size + size * vocabulary
         assert forward_flops_per_token(config, length) == 2 * forward
+
+
+def test_embeddings_as_wide_as_the_layers_do_not_lose_the_teachers_projection():
+    with pytest.raises(UserError, match="student.embedding_size = 16: is also the student's hidden size"):
+        build_student(tiny_electra(embedding_size=16), hidden_size=16, embedding_size=16)
+    build_student(tiny_electra(embedding_size=32), num_layers=2, embedding_size=32)  # its teacher has none
