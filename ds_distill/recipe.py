@@ -262,6 +262,11 @@ class Recipe:
         return any(losses.need_vocabulary for _, losses in self.losses_by_share())
 
     @property
+    def leaves_losses_open(self) -> bool:
+        """Whether all losses are the defaults, and no stage has losses of its own."""
+        return self.losses == Losses() and not any(stage.losses for stage in self.stages)
+
+    @property
     def compares_logits(self) -> bool:
         """Whether a term, of any stage, compares logits with the teachers'."""
         return any(losses.kl for _, losses in self.losses_by_share())

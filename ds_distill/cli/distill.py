@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments, push
-from ds_distill.recipe import Losses
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.utils.errors import UserError
 
@@ -67,7 +66,7 @@ def run(options) -> dict:
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
-        choose_losses=options.config is None and recipe.losses == Losses() and not recipe.stages,
+        choose_losses=options.config is None and recipe.leaves_losses_open,
     ).details
 
 

@@ -11,7 +11,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
-from ds_distill.recipe import Losses, Student
+from ds_distill.recipe import Student
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.utils.console import is_first
@@ -151,7 +151,7 @@ def run(options) -> dict:
         latency_table=options.latency_table,
         compare=options.compare,
         distill=options.distill,
-        choose_losses=options.config is None and recipe.losses == Losses() and not recipe.stages,
+        choose_losses=options.config is None and recipe.leaves_losses_open,
     )
     if is_first():
         for cut in summary.get("cuts", [summary]):
@@ -167,11 +167,14 @@ def _print_cut(summary: dict, options) -> None:
             "size": f"{summary[f'parameters{key}'] / 1e6:.1f}",
             "flops": f"{summary[f'mflops_per_token{key}']:.2f}",
             "cost": f"{summary[f'cost{key}']:.3g}" if f"cost{key}" in summary else "not measured",
+            "measured": f"{summary[f'measured_ms{key}']:.3g}" if f"measured_ms{key}" in summary else "",
         }
         for name, key in (("before", "_before"), ("after", ""))
     ]
     heading = f"encoder, {options.shape} tokens, by the table ({summary['unit']})"
     columns = {"model": "model", "size": "parameters (M)", "flops": "encoder (MFLOPs per token)", "cost": heading}
+    if "measured_ms" in summary:
+        columns["measured"] = "measured (ms)"
     print(table(rows, columns) + "\n")
     left = [{"layer": number, **layer} for number, layer in enumerate(summary["layers"])]
     print(table(left, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"}))

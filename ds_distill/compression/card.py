@@ -20,12 +20,19 @@ from ds_distill.reporting.tables import table
 
 
 def trimmed_card(
-    figures: dict[str, Any], origin: Provenance, *, head: bool, pooler: bool = False, loader: str | None = None
+    figures: dict[str, Any],
+    min_count: int,
+    origin: Provenance,
+    *,
+    head: bool,
+    pooler: bool = False,
+    loader: str | None = None,
 ) -> str:
     """Return the README.md of a model with fewer tokens in its vocabulary.
 
     Args:
         figures: The summary of `trim`.
+        min_count: How often the text has each token that was kept.
         origin: What it was made of.
         head: Whether it has a masked-LM head.
         pooler: Whether a stock class would add a pooler that was not trained.
@@ -33,6 +40,7 @@ def trimmed_card(
     """
     title, kind = "A model with a trimmed vocabulary", "masked-lm" if head else "encoder"
     lost = figures["text_tokens_dropped"] / figures["text_tokens"]
+    often = f" {min_count:,} times or more" if min_count > 1 else ""
     split = (
         f"{100 * lost:.2g} % of that text's tokens are split into smaller ones"
         if lost
@@ -43,8 +51,8 @@ def trimmed_card(
         + f"# {title}\n\n"
         + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. Its vocabulary has "
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
-        + f"{figures['text_tokens']:,} tokens uses. {split}; other text is split into smaller pieces. Nothing was "
-        + f"trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million parameters "
+        + f"{figures['text_tokens']:,} tokens uses{often}. {split}; other text is split into smaller pieces. Nothing "
+        + f"was trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million parameters "
         + "are left, and they have their values.\n\n"
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler, loader)
@@ -83,19 +91,24 @@ def pruned_card(
         front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
         + f"# {title}\n\n"
         + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. "
-        + f"{_describe_cut(pruning)} Nothing was trained. "
+        + f"{_describe_cut(pruning, figures)} Nothing was trained. "
         + f"{figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
         + f"parameters are left. {losses}Distill it from the model that it was made of before you use it.\n\n"
         + table(layers, {"layer": "layer", "heads": "heads", "feed_forward": "feed-forward columns"})
         + "\n\n"
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler, loader)
-        + limitations_section(origin, "Nothing but the loss above was measured: no task, and no other text.")
+        + limitations_section(
+            origin,
+            "Nothing but the loss above was measured: no task, and no other text."
+            if losses
+            else "How good it is was not measured.",
+        )
     )
 
 
-def _describe_cut(pruning: Pruning) -> str:
-    """Return sentences on what was taken out of a model."""
+def _describe_cut(pruning: Pruning, figures: dict[str, Any]) -> str:
+    """Return sentences on what was taken out of a model, which has the figures that the summary of `prune` has."""
     sentences = []
     if pruning.hidden_size:
         sentences.append(
@@ -105,13 +118,14 @@ def _describe_cut(pruning: Pruning) -> str:
     if pruning.target > 1:
         parts = "Feed-forward columns, as many in each layer," if pruning.uniform else "Heads and feed-forward columns"
         shape = f"{pruning.batch} x {pruning.length} tokens"
-        goal = (
-            f"needed {pruning.target:g} times fewer operations than with all of them ({shape})"
+        speedup = figures.get("measured_speedup", figures["speedup"])
+        gain = (
+            f"needs {speedup:.3g} times fewer operations than with all of them ({shape})"
             if pruning.runtime == "flops"
-            else f"was {pruning.target:g} times as fast as with all of them ({pruning.runtime}, {shape})"
+            else f"is {speedup:.3g} times as fast as with all of them ({pruning.runtime}, {shape})"
         )
         sentences.append(
-            f"{parts} were taken out until its encoder {goal}, and the weights of the others were corrected for what "
-            "is gone."
+            f"{parts} were taken out, so that its encoder {gain}, and the weights of the others were corrected for "
+            "what is gone."
         )
     return " ".join(sentences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def measure_table(config: PretrainedConfig, runtime: str, batch: int, length: in
     times = (
         {probe: forward_flops_per_token(each, length, 0.0) * batch * length / 1e9 for probe, each in configs.items()}
         if runtime == FLOPS
-        else _measure(configs, runtime, batch, length)
+        else measure_encoders(configs, runtime, batch, length)
     )
     empty = times[probed, nothing]
 
@@ -175,8 +175,8 @@ def measure_table(config: PretrainedConfig, runtime: str, batch: int, length: in
 
 
 def _rising(times: list[float]) -> list[float]:
-    """Return times of which none is below that of a smaller size: such a one is an error of the measurement."""
-    return [float(value) for value in np.maximum.accumulate(times)]
+    """Return times of which none is above that of a larger size: other work, which only adds, was in such a one."""
+    return [float(value) for value in np.minimum.accumulate(times[::-1])[::-1]]
 
 
 def _probe_config(config: PretrainedConfig, depth: int, shape: LayerShape) -> PretrainedConfig:
@@ -187,10 +187,17 @@ def _probe_config(config: PretrainedConfig, depth: int, shape: LayerShape) -> Pr
     return probe
 
 
-def _measure(configs: dict, runtime: str, batch: int, length: int) -> dict:
-    """Return the least time of a call of an encoder of each config, in milliseconds."""
+def measure_encoders(configs: Mapping[Any, PretrainedConfig], runtime: str, batch: int, length: int) -> dict:
+    """Return the least time of a call of an encoder of each config, in milliseconds, by its key.
+
+    Args:
+        configs: The configs.
+        runtime: A key of `compression.runtimes.NEEDS`.
+        batch: Sequences per call.
+        length: Tokens per sequence.
+    """
     calls: dict[Any, Callable[[], object]] = {}
-    with progress(len(configs), "latency: models", "model") as bar:
+    with progress(len(configs), f"preparing encoders for {runtime}", "encoder") as bar:
         for probe, config in configs.items():
             calls[probe] = load_in_runtime(new_model(config, head=False).float().eval(), runtime, batch, length)
             bar.update()

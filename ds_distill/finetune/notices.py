@@ -12,6 +12,7 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, EncodedTask, get_split_name
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
+from ds_distill.utils.articles import counted
 from ds_distill.utils.console import TRACE, log, log_if_significant
 
 UNPLACED = "questions whose answer no part of the context holds"
@@ -43,10 +44,13 @@ def format_not_read(counts: dict[str, dict]) -> str:
 
     It is empty where everything is read.
     """
-    descriptions = {"truncated": "examples truncated", "unknown": "tokens unknown to the tokenizer"}
+    descriptions = {
+        "truncated": lambda count: f"parts of {counted(count, 'truncated example')}",
+        "unknown": lambda count: f"{counted(count, 'token')} unknown to the tokenizer",
+    }
     parts = [
-        f"{count:,} {what} ({part})"
-        for key, what in descriptions.items()
+        f"{describe(count)} ({part})"
+        for key, describe in descriptions.items()
         for part, count in counts[key].items()
         if count
     ]

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from ds_distill.compression.calibration import collect_moments
 from ds_distill.compression.card import pruned_card
 from ds_distill.compression.choose import Option, choose_options
-from ds_distill.compression.latency_table import LatencyTable, measure_table
+from ds_distill.compression.latency_table import FLOPS, LatencyTable, measure_encoders, measure_table
 from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
 from ds_distill.compression.prune_width import check_width, prune_width
 from ds_distill.compression.surgeon import Removal
@@ -27,13 +27,20 @@ from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
-from ds_distill.models.layer_shapes import LayerShape, check_prunable, full_shape, is_pruned, layer_shapes
+from ds_distill.models.layer_shapes import (
+    LayerShape,
+    check_prunable,
+    full_shape,
+    is_pruned,
+    layer_shapes,
+    set_layer_shapes,
+)
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_encoder
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import count_parameters
 from ds_distill.models.teacher import weights_fingerprint
-from ds_distill.preflight.models import check_fits_prepared_tokens
+from ds_distill.preflight.models import check_fits_prepared_tokens, report_lost_head
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone, read_finished
@@ -45,6 +52,7 @@ from ds_distill.utils.files import write_summary
 from ds_distill.utils.resources import explain_disk_full
 
 BATCH = 16
+DIFFERENCE = 0.1  # share by which a measured speed may be below that of the table, before it is reported
 # the settings of a recipe that decide what a model is shown of prepared tokens
 MASKING = (
     "data.attend_across_documents",
@@ -92,6 +100,7 @@ def prune(
         store = TokenDataset.open(tokens, "train")
         check_fits_prepared_tokens(store, folder)
         heldout = open_heldout(tokens) if get_family(whole).has_head(whole) else None
+        report_lost_head(folder, whole)
         log_header(
             {
                 "model": f"{folder.title}, {count_parameters(whole) / 1e6:.1f} M parameters",
@@ -116,6 +125,11 @@ def prune(
         removals = plan_removals(whole, moments)
         shapes = choose_shapes(whole.config, table, removals, pruning)
         figures = _figures(whole, table, shapes)
+        if shapes == layer_shapes(whole.config) and pruning.target > 1:
+            log(
+                f"--target {pruning.target:g}x: nothing is taken out, since the layers, which were pruned before, are "
+                f"{figures['speedup']:.2f} times as fast as whole ones"
+            )
         if pruning.hidden_size:
             del figures["cost_before"]  # it is that of the narrower model, which is only on the way
         methods = METHODS if compare else METHODS[:1]
@@ -126,6 +140,8 @@ def prune(
         pruned = cuts["saliency"]
         figures |= {"parameters": count_parameters(pruned), "parameters_before": count_parameters(given)}
         figures |= _flops(given.config, pruned.config, pruning.length)
+        if pruning.runtime != FLOPS and shapes != layer_shapes(whole.config):
+            figures |= _measure(whole.config, pruned.config, pruning, figures["speedup"])
         if heldout:
             figures |= _heldout_losses({"before": given, **cuts}, heldout, make_masker(store, recipe), recipe)
         with explain_disk_full(output), spinner("writing the model"):
@@ -204,6 +220,11 @@ def choose_shapes(
             errors = removals[number, part].errors if (number, part) in removals else [0.0]
             parts.append([Option(left, cost, errors[size - left]) for left, cost in costs.items() if left <= size])
     sizes = choose_options(parts, budget - table.base[len(now)])
+    if sizes is not None and not any(sizes):
+        raise UserError(
+            f"--target {pruning.target:g}x: would leave no heads and no columns in any layer; give less, or distill "
+            "into fewer layers"
+        )
     if sizes is None:
         fastest = unpruned / table.of_shapes([LayerShape(0, 0)] * len(now))
         raise _unreachable(pruning, fastest, "without any heads and columns", "or distill into fewer layers")
@@ -228,6 +249,22 @@ def _figures(model: PreTrainedModel, table: LatencyTable, shapes: list[LayerShap
         "cost": after,
         "speedup": unpruned / after,
     }
+
+
+def _measure(whole: PretrainedConfig, pruned: PretrainedConfig, pruning: Pruning, by_table: float) -> dict[str, float]:
+    """Return the measured times of the encoders with whole layers and as pruned; log where the table says otherwise."""
+    full = copy.deepcopy(whole)
+    set_layer_shapes(full, [full_shape(full)] * len(layer_shapes(full)))
+    configs = {"before": full, "after": pruned}
+    times = measure_encoders(configs, pruning.runtime, pruning.batch, pruning.length)
+    speedup = times["before"] / times["after"]
+    if speedup < (1 - DIFFERENCE) * by_table:
+        log(
+            f"the pruned encoder was measured to be {speedup:.2f} times as fast, where the latency table says "
+            f"{by_table:.2f}: other work has disturbed one of the two; on an idle machine, cut again with another "
+            "--output, and without --latency_table"
+        )
+    return {"measured_ms_before": times["before"], "measured_ms": times["after"], "measured_speedup": speedup}
 
 
 def _flops(before: PretrainedConfig, after: PretrainedConfig, length: int) -> dict[str, float]:

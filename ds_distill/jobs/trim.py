@@ -22,7 +22,7 @@ from ds_distill.models.loading import load_encoder
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
-from ds_distill.preflight.models import check_fits_prepared_tokens
+from ds_distill.preflight.models import check_fits_prepared_tokens, report_lost_head
 from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone, read_finished
 from ds_distill.run_record import write_record
@@ -51,6 +51,7 @@ def trim(
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := read_finished(output, export / "config.json", export=export):
             return finished
+        report_lost_head(folder, whole)
         counts = _count(folder, output, list(corpus), tokens)
         vocabulary = folder.tokenizer.get_vocab()
         wanted = [token for token, number in vocabulary.items() if counts[number] >= min_count]
@@ -79,6 +80,7 @@ def trim(
             family = get_family(whole)
             card = trimmed_card(
                 figures,
+                min_count,
                 provenance.from_model(folder.path),
                 head=family.has_head(whole),
                 pooler=family.has_pooler,

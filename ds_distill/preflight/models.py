@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.losses.terms import make_matches
 from ds_distill.models.attention_mask import check_keeps_apart
 from ds_distill.models.copying import check_tied
-from ds_distill.models.families import check_positions, check_recomputes
+from ds_distill.models.families import check_positions, check_recomputes, get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, load_teacher
 from ds_distill.models.student import load_start
@@ -25,6 +25,7 @@ from ds_distill.models.student_plan import find_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.stages import objectives_of_stages
 from ds_distill.recipe import Recipe
+from ds_distill.utils.articles import with_article
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -185,3 +186,13 @@ def check_sizes(store: TokenDataset, config: PretrainedConfig, title: str) -> No
             f"of {store.manifest['vocab_size']}; prepare the text with the model's tokenizer"
         )
     check_positions(config, store.manifest["sequence_length"], title)
+
+
+def report_lost_head(folder: ModelFolder, model: PreTrainedModel) -> None:
+    """Log that the head of a task, which a folder has, is no part of the model that was loaded from it."""
+    classes = [name for name in folder.config.architectures or () if "For" in name and "MaskedLM" not in name]
+    if classes and not get_family(model).has_head(model) and "PreTraining" not in classes[0]:
+        log(
+            f"{folder.title}: is {with_article(classes[0])}, whose head for a task is left out; what is written is a "
+            "bare encoder: fine-tune it on the task again"
+        )

@@ -21,6 +21,7 @@ from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
 from ds_distill.study.scheduler import Job, run_jobs
 from ds_distill.tasks.own_task import find_task, get_label
+from ds_distill.utils.articles import counted
 from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.files import read_summary, write_json
@@ -77,7 +78,14 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     else:
         log_header(
             {
-                "study": f"{len(study.students)} students, {len(study.tasks)} tasks, {study.seeds} seeds each",
+                "study": ", ".join(
+                    counted(count, noun)
+                    for count, noun in (
+                        (len(study.students), "student"),
+                        (len(study.tasks), "task"),
+                        (study.seeds, "seed"),
+                    )
+                ),
                 "jobs": f"{len(jobs)}, of which {done} are done; {study.jobs} at a time",
                 "output": str(output),
             }

@@ -10,6 +10,7 @@ from ds_distill.models.families import get_family
 from ds_distill.models.student import count_parameters
 from ds_distill.reporting.run_panels import term_labels
 from ds_distill.reporting.run_text import describe_device, describe_model, millions
+from ds_distill.utils.articles import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
         + (f"; {clean:.0%} of the sequences without masks" if clean else "")
         + (f"; resuming at step {done:,}" if done else ""),
         **(_describe_stages(trainer) if trainer.stages else {"loss": labels["loss"].title} if "loss" in labels else {}),
-        "ETA": f"{steps - done:,} steps to go; the time is known after the first few"
+        "ETA": f"{counted(steps - done, 'step')} to go; the time is known after the first few"
         if done < steps
         else "all steps done",
         "output": str(trainer.folder.path),

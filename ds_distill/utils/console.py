@@ -58,7 +58,7 @@ def log(text: str) -> None:
         return
     bars = getattr(tqdm, "_instances", ())
     with tqdm.external_write_mode(file=sys.stderr) if bars else contextlib.nullcontext():
-        clear = "\r\x1b[K" if _spinning and on_terminal() else ""
+        clear = "\r\x1b[K" if _spinners and on_terminal() else ""
         print(f"{clear}{text}", file=sys.stderr, flush=True)
 
 
@@ -300,23 +300,24 @@ def skip(bar: tqdm, amount: int) -> None:
         bar.refresh()
 
 
-_spinning = False  # whether the last line of the terminal is a spinner's
+_spinners: list[object] = []  # those that run, the outermost first
 
 
 @contextlib.contextmanager
 def spinner(label: str):
     """Show `label` and the seconds it has taken so far, for work without a measure of its progress.
 
-    Only the first rank shows it. A log gets a line now and then.
+    Only the first rank shows it. A log gets a line now and then. Within another, the inner one shows.
     """
-    global _spinning
     done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
     stream = sys.stderr  # the work may silence what it calls
 
     def show() -> None:
         while True:
             line = f"{label}, {time.monotonic() - began:.0f} s"
-            if terminal:
+            if _spinners[-1] is not done:
+                pass
+            elif terminal:
                 print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=stream, flush=True)
             elif pause.is_over():
                 print(f"{now()} {line}", file=stream, flush=True)
@@ -325,7 +326,7 @@ def spinner(label: str):
 
     shower = threading.Thread(target=show, daemon=True)
     if is_first():
-        _spinning = True
+        _spinners.append(done)
         shower.start()
     try:
         yield
@@ -333,6 +334,6 @@ def spinner(label: str):
         done.set()
         if is_first():
             shower.join()
-            _spinning = False
+            _spinners.remove(done)
             if terminal:
                 print("\r\x1b[K", end="", file=stream, flush=True)

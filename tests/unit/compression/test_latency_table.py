@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, DistilBertConfig
 
+from ds_distill.compression import latency_table
 from ds_distill.compression.latency_table import LatencyTable, feed_forward_steps, measure_table, time_calls
 from ds_distill.compression.runtimes import NEEDS, load_in_runtime
 from ds_distill.config.pruning import RUNTIMES
@@ -113,3 +114,17 @@ def test_times_are_of_the_calls_of_their_names():
     made = []
     times = time_calls({"one": lambda: made.append("one"), "two": lambda: made.append("two")}, "")
     assert set(times) == {"one", "two"} == set(made) and all(0 <= time < 1e3 for time in times.values())
+
+
+def test_a_time_that_other_work_was_in_does_not_spread_to_larger_sizes(monkeypatch):
+    """The least of several times is too high at most: so a size takes no longer than any larger one."""
+
+    def measured(configs, runtime, batch, length):
+        real = {
+            probe: 1.0 + probe[0] * (shape.heads + shape.feed_forward / 8) for probe in configs for shape in probe[1:]
+        }
+        disturbed = next(probe for probe in configs if probe[1] == LayerShape(2, 0))
+        return real | {disturbed: 50.0}
+
+    monkeypatch.setattr(latency_table, "measure_encoders", measured)
+    assert measure_table(CONFIG, "torch", 2, 10).heads == [0.0, 1.0, 3.0, 3.0, 4.0]

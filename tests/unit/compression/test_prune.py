@@ -25,6 +25,7 @@ from ds_distill.data.batch import Batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.parity import SAMPLE
+from ds_distill.jobs import prune as prune_job
 from ds_distill.jobs.prune import choose_shapes
 from ds_distill.models.families import get_family, head_size
 from ds_distill.models.folder import find_model_folder
@@ -295,6 +296,28 @@ def test_a_model_can_be_cut_again(world, first, tmp_path):
     assert layer_shapes(ds_distill.load(second["export"]).config) == shapes[1]
 
 
+def test_the_pruned_encoder_itself_is_measured(world, first, tmp_path, monkeypatch, capsys):
+    """The table's own times are not: here it says twice as fast, and the encoders take as long as each other."""
+    table = LatencyTable.load(world / "table.json", load_masked_lm(str(world / "bert")).config, "flops", 1, LENGTH)
+    replace(table, runtime="torch").save(tmp_path / "table.json")
+    measured = []
+
+    def measure(configs, runtime, batch, length):
+        measured.extend(configs.values())
+        return dict.fromkeys(configs, 3.0)
+
+    monkeypatch.setattr(prune_job, "measure_encoders", measure)
+    pruning = Pruning(2.0, "torch", 1, LENGTH, False, 64)
+    recipe = ds_distill.Recipe(data=Data(sequence_length=LENGTH, heldout_fraction=0.1, workers=1))
+    given = {"tokens": first["tokens"], "latency_table": tmp_path / "table.json", "recipe": recipe}
+    summary = ds_distill.prune(first["export"], [pruning], output=tmp_path / "again", **given)
+    assert summary["layers"] == first["layers"] and "nothing is taken out" in capsys.readouterr().err and not measured
+    summary = ds_distill.prune(world / "bert", [pruning], output=tmp_path / "out", **given)
+    assert "measured to be 1.00 times as fast, where the latency table says 2." in capsys.readouterr().err
+    assert not is_pruned(measured[0]) and is_pruned(measured[1]) and summary["measured_speedup"] == 1
+    assert "is 1 times as fast" in (Path(summary["export"]) / "README.md").read_text()
+
+
 CONFIG = BertConfig(num_hidden_layers=2, num_attention_heads=2, intermediate_size=4)
 TABLE = LatencyTable({}, "flops", 1, LENGTH, {2: 2.0}, [0.0, 1.0, 2.0], {0: 0.0, 2: 1.0, 4: 3.0})
 REMOVALS = {
@@ -312,12 +335,19 @@ REMOVALS = {
         (1.2, [(2, 2), (2, 4)]),
         (12 / 7, [(2, 2), (1, 2)]),
         (2, [(2, 2), (0, 2)]),
-        (6, [(0, 0)] * 2),
+        (3, [(1, 0), (0, 2)]),
     ],
 )
 def test_the_least_salient_parts_go_for_the_time_that_they_take(target, shapes):
     found = choose_shapes(CONFIG, TABLE, REMOVALS, Pruning(target))
     assert found == [LayerShape(*shape) for shape in shapes] and 12 / TABLE.of_shapes(found) >= target
+
+
+@pytest.mark.parametrize("target", [6, 1000])
+def test_a_cut_that_leaves_nothing_is_refused(target):
+    table = replace(TABLE, base={2: 0.0}) if target == 1000 else TABLE
+    with pytest.raises(UserError, match=f"--target {target}x: would leave no heads and no columns in any layer"):
+        choose_shapes(CONFIG, table, REMOVALS, Pruning(target))
 
 
 def test_what_costs_no_time_stays():

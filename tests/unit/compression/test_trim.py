@@ -12,7 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 import ds_distill
 from ds_distill.cli import trim as command
@@ -179,3 +185,15 @@ def test_rare_tokens_are_dropped_where_asked_for(encoders, tmp_path):
     ]
     assert summaries[1]["tokens"] < summaries[0]["tokens"] and 0 < summaries[1]["text_tokens_dropped"]
     assert np.isclose(summaries[1]["text_tokens"], summaries[0]["text_tokens"])
+    for times, summary in zip(("", " 3 times or more"), summaries, strict=True):
+        assert f"tokens uses{times}. " in (Path(summary["export"]) / "README.md").read_text()
+
+
+def test_the_head_of_a_task_is_not_dropped_in_silence(encoders, tmp_path, capsys):
+    model = AutoModelForSequenceClassification.from_pretrained(encoders["bert"])
+    save_model_folder(model, find_model_folder(str(encoders["bert"])).tokenizer, tmp_path / "tuned")
+    (tmp_path / "text.txt").write_text("\n\n".join(LINES[:4]))
+    trim(str(tmp_path / "tuned"), tmp_path / "out", corpus=[str(tmp_path / "text.txt")])
+    assert "is a BertForSequenceClassification, whose head for a task is left out" in capsys.readouterr().err
+    trim(str(encoders["bert"]), tmp_path / "whole", corpus=[str(tmp_path / "text.txt")])
+    assert "left out" not in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_p
     point = FinetuneConfig(max_length=12, **QUICK)
     summary = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
-    assert "Not read: 5 examples truncated (train), 5 examples truncated (dev)." in card
+    assert "Not read: parts of 5 truncated examples (train), parts of 5 truncated examples (dev)." in card
     assert f"{summary['accuracy']:.3f}" in card and '"length": 12' in card
     assert "| constant answer |" in card and f"| {summary['constant']['accuracy']:.3f} " in card
     data = write(tmp_path / "short", get_task("sst2"), ["a small village"] * 16)

@@ -200,6 +200,16 @@ def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
     assert re.fullmatch(DATED + "compiling, 11 s\n", stream.getvalue())
 
 
+def test_within_one_spinner_another_alone_is_shown(monkeypatch, clock):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.spinner("writing onnx"):
+        with console.spinner("tracing the model"):
+            clock[0] += 11
+            time.sleep(2.5)  # both have looked at the clock again
+        assert re.fullmatch(DATED + "tracing the model, 11 s\n", stream.getvalue())
+
+
 @pytest.mark.parametrize("term, bars", [("xterm", True), ("dumb", False)])
 def test_a_terminal_has_bars_unless_it_is_a_dumb_one(monkeypatch, term, bars):
     monkeypatch.setenv("TERM", term)
