@@ -52,8 +52,8 @@ def trimmed_card(
         + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. Its vocabulary has "
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
         + f"{figures['text_tokens']:,} tokens uses{often}. {split}; other text is split into smaller pieces. Nothing "
-        + f"was trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million parameters "
-        + "are left, and they have their values.\n\n"
+        + f"was trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
+        + "parameters are left, and they have their values.\n\n"
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler, loader)
         + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ds_distill.compression.fake_quantize import fake_quantize
 from ds_distill.config.quantization import QuantizedFormat
+from ds_distill.utils.console import log_event
 
 
 class QuantizeLast(TrainerCallback):
@@ -25,3 +26,6 @@ class QuantizeLast(TrainerCallback):
         if not self.quantized and state.global_step >= state.max_steps - round(self.share * state.max_steps):
             fake_quantize(self.model, self.format)
             self.quantized = True
+            log_event(
+                f"step {state.global_step:,} of {state.max_steps:,}: computing as {self.format} does from here on"
+            )

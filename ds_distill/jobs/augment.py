@@ -104,6 +104,9 @@ def augment(
                 "copies": copies,
                 "seed": seed,
             }
+        made = sum(rows for how, rows in summary["how"].items() if how != CLOZE)
+        if made < count * copies:
+            log(f"{count * copies - made:,} of {count * copies:,} copies are equal to their sources, and are left out")
         if cloze and summary["how"].get(CLOZE, 0) < cloze:
             log(_few_questions(cloze, summary["how"].get(CLOZE, 0)))
         write_record(output)

@@ -94,6 +94,7 @@ def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: i
             **scores[name],
             "steps": steps.of_each[name],
             "examples": data.counts | {"train": len(run.sets[name].train)},
+            "length": run.sets[name].length,
             **not_read(data, run.sets[name], tokenizer),
             "model": str(run.task_folder(name)),
         }

@@ -152,7 +152,7 @@ class _Pause:
 class ProgressBar(tqdm):
     """A bar behind its figures, in one line of any width. Its moves count as progress, also on silent ranks."""
 
-    WIDTHS = 6, 40  # of the bar alone: details make room for the first, and no bar is wider than the second
+    WIDTHS = 5, 40  # of the bar alone: details make room for the first, and no bar is wider than the second
     disable: bool
     figures: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class ProgressBar(tqdm):
         if self.n == self.total:
             parts.append(f"in {tqdm.format_interval(elapsed)}")
         elif self.total and rate:
-            parts.append(f"ETA {tqdm.format_interval((self.total - self.n) / rate)}")
+            parts.append(f"{tqdm.format_interval((self.total - self.n) / rate)} left")
         elif elapsed >= 1:
             parts.append(f"{tqdm.format_interval(elapsed)} so far")
         return parts

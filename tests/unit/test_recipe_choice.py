@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ds_distill.recipe import Losses, Recipe, Training
+from ds_distill.recipe import Losses, Recipe, Stage, Training
 from ds_distill.recipe_choice import FEW_TOKENS, choose_losses
 
 FEW_TOKENS_LOSSES = Losses(kl_tokens="masked", cosine=200.0)
@@ -21,6 +21,12 @@ def choose(tmp_path, corpus=(), tokens=None, **training):
 
 def test_few_tokens_have_the_losses_of_their_recipe():
     assert Recipe.load("few_tokens").losses == FEW_TOKENS_LOSSES != Losses()
+
+
+def test_stages_leave_the_choice_open_unless_they_have_losses_of_their_own():
+    assert Recipe().leaves_losses_open and not Recipe(losses=FEW_TOKENS_LOSSES).leaves_losses_open
+    assert Recipe(stages=[Stage(0.5), Stage(0.5, quantize="onnx-int8")]).leaves_losses_open
+    assert not Recipe(stages=[Stage(0.5, {"mlm": 0.0}), Stage(0.5)]).leaves_losses_open
 
 
 @pytest.mark.parametrize(

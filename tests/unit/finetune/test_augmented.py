@@ -1,6 +1,7 @@
 """Test training on augmented texts: what is read of them, and that only the teacher labels them."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -48,6 +49,16 @@ def world(tmp_path_factory):
         made = folder / f"{name}_augmented"
         augment(get_task(name), str(folder / "model"), made, data=str(folder / name), copies=3)
     return folder
+
+
+def test_copies_that_equal_their_sources_are_reported(world, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    texts = ["the river and a town of the hills", "1 + 3", "2 + 3", "3 + 3"]  # the last three have no words to replace
+    rows = [{"sentence": text, "label": number % 2} for number, text in enumerate(texts)]
+    for split in ("train", "validation"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    augment(get_task("sst2"), str(world / "model"), tmp_path / "out", data=str(tmp_path / "data"), copies=2)
+    assert re.search("[67] of 8 copies are equal to their sources, and are left out", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["rte", "stsb", "squad"])

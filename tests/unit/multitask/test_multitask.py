@@ -265,6 +265,7 @@ def test_a_tasks_folder_gives_its_score_again(world, tuned):
         sets = replace(sets, dev=dev_sets(data, tokenizer, tokenizer.model_max_length))
         scores = score_model(get_task(name), model, sets, Collator(tokenizer), 16, name)
         assert scores == {key: row[key] for key in scores}
+        assert row["length"] == tokenizer.model_max_length
     assert AutoModelForSequenceClassification.from_pretrained(output / "tasks" / "stsb").config.num_labels == 1
 
 
