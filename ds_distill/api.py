@@ -233,6 +233,7 @@ def export(
     text: Sequence[PathLike] = (),
     data: PathLike | None = None,
     encoder: bool = False,
+    calibrate: Sequence[PathLike] = (),
 ) -> dict[str, Any]:
     """Write formats for deployment of a Hugging Face folder, each compared with PyTorch before it takes its place.
 
@@ -243,6 +244,7 @@ def export(
         text: What they are compared on; a sample of the package when not given.
         data: Labeled examples on which a fine-tuned model is scored before and after.
         encoder: Whether to export the model without its head, for embeddings.
+        calibrate: Text, other than `text`, for which int8 files of ONNX Runtime are rounded with less error.
 
     Returns:
         What summary.json of the command `export` has: under "formats" the files, sizes and differences of each format.
@@ -261,6 +263,7 @@ def export(
             text=[str(file) for file in text],
             data=None if data is None else str(data),
             encoder=encoder,
+            calibrate=[str(file) for file in calibrate],
         )
 
 

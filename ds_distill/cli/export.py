@@ -34,6 +34,7 @@ COMMON_OPTIONS = (
     "text",
     "data",
     "encoder",
+    "calibrate",
 )
 NO_RUN = "the folder holds no run with a checkpoint there; give the --output folder of distill or pretrain"
 
@@ -80,6 +81,14 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="export the encoder without its head; it returns the last hidden states, for embedding servers",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=UserPath,
+        nargs="+",
+        default=[],
+        help="text for which onnx-int8 and onnx-int8-vnni are rounded with less error, other than that of --text; "
+        "without it, each weight is rounded to the nearest",
+    )
     push.add_arguments(parser)
 
 
@@ -96,6 +105,11 @@ def check(options) -> None:
         raise UserError(
             f"{option}: not supported with --run, whose model has a masked-LM head; give the exported or fine-tuned "
             "model as --model"
+        )
+    if options.calibrate and not {"onnx-int8", "onnx-int8-vnni"} & set(options.format):
+        raise UserError(
+            f"--calibrate {' '.join(options.calibrate)}: is read for onnx-int8 and onnx-int8-vnni alone; give one of "
+            "them with --format, or leave it out"
         )
     if options.model and options.format == ["hf"]:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
@@ -115,8 +129,9 @@ def _default_output(model: str) -> Path:
 
 
 def check_paths(options) -> None:
-    if options.text:
-        check_inputs(options.text)
+    for texts in (options.text, options.calibrate):
+        if texts:
+            check_inputs(texts)
     if options.model:
         find_model_folder(options.model, "--model").check_files()
     if options.data and not (file := named_columns(options.data)[0]).is_file():
@@ -136,8 +151,8 @@ def run(options) -> dict:
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
     resolve_formats(formats)  # a wrong name is refused before the work begins
-    if options.text:
-        split_inputs(options.text)  # a file that holds no text is refused before the run's model is written
+    for texts in filter(None, (options.text, options.calibrate)):
+        split_inputs(texts)  # a file that holds no text is refused before the run's model is written
     summary = export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
         exported = api.export(
@@ -147,6 +162,7 @@ def run(options) -> dict:
             text=options.text,
             data=options.data,
             encoder=options.encoder,
+            calibrate=options.calibrate,
         )
         print(formats_table(exported["formats"]))
         summary |= exported

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ds_distill.compression.rounding import FULL_RANGE
 from ds_distill.exporters.int4 import write_onnx_int4, write_openvino_int4
 from ds_distill.exporters.int8 import full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.int8_calibration import Inputs, collect_inputs
 from ds_distill.exporters.model import ExportModel
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.parity import Batch
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
-from ds_distill.utils.console import spinner
+from ds_distill.utils.console import progress_over, spinner
 
 # Four bits are a choice of size over accuracy, but a file that reverses half of the clear choices is another model:
 # real models keep about nine of ten without training.
@@ -24,11 +25,19 @@ LEAST_FOUR_BITS = 0.5
 
 @dataclass
 class Job:
-    """The model, the batches and the scratch folder that the formats of one export share."""
+    """The model, the batches and the scratch folder that the formats of one export share.
+
+    Attributes:
+        source: The model.
+        batches: Those that the formats are compared on.
+        scratch: The folder.
+        calibrate: Those that int8 files are calibrated on; none where weights are rounded to the nearest.
+    """
 
     source: ExportModel
     batches: list[Batch]
     scratch: Path
+    calibrate: list[Batch] = field(default_factory=list)
 
     @cached_property
     def graph(self) -> Path:
@@ -37,6 +46,14 @@ class Job:
         with spinner("tracing the model"):
             write_onnx(self.source, file)
         return file
+
+    @cached_property
+    def calibration(self) -> dict[str, Inputs]:
+        """What the products of the graph read of the calibration text; empty without one."""
+        if not self.calibrate:
+            return {}
+        inputs = [batch.inputs for batch in self.calibrate]
+        return collect_inputs(self.graph, progress_over(inputs, "calibration"), self.scratch)
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class Format:
         load: Loads the file with its own runtime.
         example: An expression that runs the file.
         unavailable_reason: Returns why this machine cannot run it, or None.
+        calibrated: Whether it can be calibrated on text.
         least: The share of PyTorch's clear first choices that it must keep to be published.
     """
 
@@ -63,6 +81,7 @@ class Format:
     load: Callable[[Path], Runner]
     example: str
     unavailable_reason: Callable[[], str | None] = lambda: None
+    calibrated: bool = False
     least: float = 0.0
 
 
@@ -85,19 +104,21 @@ FORMATS = {
         f"ONNX Runtime, opset {OPSET}",
         NEEDS_ONNX,
         False,
-        lambda job, file: write_onnx_int8(job.graph, file),
+        lambda job, file: write_onnx_int8(job.graph, file, calibration=job.calibration),
         OnnxRunner,
         RUN_ONNX,
+        calibrated=True,
     ),
     "onnx-int8-vnni": Format(
         "onnx/model_qint8_avx512_vnni.onnx",
         f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
         NEEDS_ONNX,
         False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE),
+        lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE, job.calibration),
         OnnxRunner,
         RUN_ONNX,
         full_range_unavailable_reason,
+        calibrated=True,
     ),
     "onnx-int4": Format(
         "onnx/model_q4.onnx",

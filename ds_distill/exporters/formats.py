@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from ds_distill.utils.memory import peak_memory
 
 EXACT = 1e-4  # fp32 formats may differ from PyTorch by this share of the largest output: they sum in another order
 SEQUENCES = 64
+CALIBRATION_SEQUENCES = 128
 ENOUGH = 30  # clear first choices, to tell whether a format keeps them
 
 
@@ -62,7 +64,14 @@ def resolve_formats(names: list[str]) -> dict[str, Format]:
 
 
 def export_formats(
-    model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False
+    model: str,
+    names: list[str],
+    output: Path,
+    *,
+    text: list[str],
+    data: str | None = None,
+    encoder: bool = False,
+    calibrate: Sequence[str] = (),
 ) -> dict:
     """Write formats of the Hugging Face folder `model` into `output`, which may be that folder.
 
@@ -77,6 +86,7 @@ def export_formats(
             sample is used.
         data: Labeled examples for a fine-tuned head, which is scored on them before and after.
         encoder: Export the model without its head.
+        calibrate: The texts that int8 files of ONNX Runtime are calibrated on; none rounds weights to the nearest.
 
     Returns:
         The summary, with figures by format.
@@ -90,6 +100,11 @@ def export_formats(
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
     batches = text_batches(source, text, sequences=SEQUENCES)
+    calibration = (
+        text_batches(source, list(calibrate), sequences=CALIBRATION_SEQUENCES, option="--calibrate")
+        if calibrate
+        else []
+    )
     dev = (own_dev_set if is_own_data(source, data) else dev_set)(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +115,10 @@ def export_formats(
             _check_head(output, source)
         publish_model(source, output, Path(split_name(model)[0] if not Path(model).is_dir() else model).name)
         _check_head(output, source)
-        rows = _write_formats(source, formats, batches, output, dev, before)
+        rows = _write_formats(source, formats, batches, output, dev, before, calibration)
+        for name in rows:
+            if calibrate and formats[name].calibrated:
+                rows[name]["calibrated_on"] = ", ".join(Path(file).name for file in calibrate)
         # a published page names no folder of this machine
         compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
         all_rows = _update_formats_json(output, rows, compared)
@@ -151,15 +169,16 @@ def _write_formats(
     output: Path,
     dev: DevSet | None,
     before: Measured,
+    calibration: list[Batch],
 ) -> dict[str, dict]:
     """Write the files, move each into place after its comparison, and return a row of figures for each.
 
-    before: PyTorch's scores on `dev`.
+    before: PyTorch's scores on `dev`. calibration: Those of the calibration text.
     """
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    rows, job = {}, Job(source, batches, partial)
+    rows, job = {}, Job(source, batches, partial, calibration)
     try:
         for name, format in formats.items():
             began = time.perf_counter()
@@ -274,6 +293,7 @@ COLUMNS = {
     "loss_pytorch": "loss, PyTorch",
     "loss": "loss",
     "compared_on": "compared on",
+    "calibrated_on": "calibrated on",
 }
 
 

@@ -16,11 +16,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ds_distill.compression.rounding import FULL_RANGE, LARGE, REDUCED_RANGE, SMALLEST
+from ds_distill.exporters.int8_calibration import Inputs, find_weight, round_with_feedback, smoothing_factors
 from ds_distill.exporters.onnx import save_graph, silence
 from ds_distill.exporters.onnx_editor import OnnxEditor
 
@@ -41,7 +45,9 @@ def quantize(weight: np.ndarray, axis: int, steps: int = FULL_RANGE) -> tuple[np
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
-def write_onnx_int8(graph: Path, file: Path, steps: int = REDUCED_RANGE) -> None:
+def write_onnx_int8(
+    graph: Path, file: Path, steps: int = REDUCED_RANGE, calibration: Mapping[str, Inputs] | None = None
+) -> None:
     """Write the fp32 ONNX file `graph` with int8 for every MatMul by a constant matrix and for every large table.
 
     The result uses standard operators only.
@@ -50,11 +56,13 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = REDUCED_RANGE) -> None
         graph: The file to read.
         file: The file to write.
         steps: FULL_RANGE or REDUCED_RANGE, for the weights.
+        calibration: What `int8_calibration.collect_inputs` has returned of this file; without it, every weight is
+            rounded to the nearest.
     """
     import onnx_ir
 
     model = onnx_ir.load(graph)
-    OnnxQuantizer(model.graph, steps).run()
+    OnnxQuantizer(model.graph, steps, calibration or {}).run()
     save_graph(model, file)
 
 
@@ -89,71 +97,99 @@ def full_range_unavailable_reason() -> str | None:
 class OnnxQuantizer(OnnxEditor):
     """Quantizes an ONNX graph in one pass."""
 
-    def __init__(self, graph, steps: int):
+    def __init__(self, graph, steps: int, calibration: Mapping[str, Inputs]):
         super().__init__(graph, "int8")
-        self.steps = steps
+        self.steps, self.calibration = steps, calibration
         # an activation → its codes, steps and least values, shared by the products that read it
         self.rows: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
+        self.factors: dict = {}  # an activation, or a table → what divides it, and multiplies the other side
+        self.constants: dict = {}  # of factors, by activation or table
 
     def run(self) -> None:
-        for node in list(self.graph):
-            if node.op_type == "MatMul" and (quantized := self.get_matrix(node.inputs[1])) is not None:
-                self.product(node, *quantized)
+        products = [node for node in self.graph if find_weight(node) is not None]
+        self.smooth(products)
+        for node in products:
+            self.product(node)
         for node in list(self.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
             if table is not None and (
                 table in self.tables or table.const_value is not None and table.const_value.size > LARGE
             ):
                 # a table that a product reads too has its codes already
-                self.lookup(node, *self.get_codes(table, FULL_RANGE))
+                if table not in self.tables:
+                    self.tables[table] = self.constants_of_rows(*quantize(table.const_value.numpy(), 0, FULL_RANGE))
+                self.lookup(node, table)
         self.drop_unused()
 
-    def get_matrix(self, value):
-        """Return (codes [K, N], scales [N], column sums [N]) of a constant or a transposed table, None for others."""
-        if value.const_value is not None and len(value.shape) == 2:
-            codes, scales = quantize(value.const_value.numpy(), axis=1, steps=self.steps)
-            return (
-                self.constant("matrix", codes),
-                self.constant("scales", scales),
-                self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales),
-            )
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
-            codes, scales = self.get_codes(producer.inputs[0], self.steps)
-            sums = codes.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
-            return self.add(producer, "Transpose", codes, perm=[1, 0]), scales, self.constant("sums", sums)
-        return None
+    def smooth(self, products) -> None:
+        """Find the factors of the activations that were calibrated. A matrix of two products has none."""
+        uses, readers = Counter(find_weight(node)[0] for node in products), dict[Any, list]()
+        for node in products:
+            readers.setdefault(node.inputs[0], []).append(node)
+        for value, nodes in readers.items():
+            if value.name in self.calibration and all(uses[find_weight(node)[0]] == 1 for node in nodes):
+                inputs = self.calibration[value.name]
+                self.factors[value] = smoothing_factors(inputs, [get_matrix(node) for node in nodes])
 
-    def get_codes(self, table, steps: int):
-        """Return (codes [V, H], scales [V]) of a table, computed once."""
-        if table not in self.tables:
-            codes, scales = quantize(table.const_value.numpy(), axis=0, steps=steps)
-            self.tables[table] = self.constant("table", codes), self.constant("table_scales", scales)
-        return self.tables[table]
+    def round(self, node) -> tuple[np.ndarray, np.ndarray]:
+        """Return (codes [K, N], scales [N]) of the matrix of a product."""
+        matrix, value = get_matrix(node), node.inputs[0]
+        if value not in self.factors:
+            return quantize(matrix, axis=1, steps=self.steps)
+        factors = self.factors[value]
+        gram = self.calibration[value.name].gram / np.outer(factors, factors).astype(np.float64)
+        return round_with_feedback(matrix * factors[:, None], gram, self.steps)
 
-    def product(self, node, codes, scales, sums) -> None:
+    def constants_of_rows(self, codes: np.ndarray, scales: np.ndarray):
+        """Return (codes [V, H], scales [V]) of a table as constants."""
+        return self.constant("table", codes), self.constant("table_scales", scales)
+
+    def product(self, node) -> None:
         """Replace a product: x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
-        left, step, least = self.quantize_rows(node.inputs[0], node)
-        whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, codes), to=self.ir.DataType.FLOAT)
+        value, (weight, is_table) = node.inputs[0], find_weight(node)
+        if is_table:
+            if weight not in self.tables:
+                codes, scales = self.round(node)
+                self.tables[weight] = self.constants_of_rows(np.ascontiguousarray(codes.T), scales)
+                if value in self.factors:
+                    self.factors[weight] = self.factors[value]
+            rows, scales = self.tables[weight]
+            sums = rows.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
+            matrix = self.add(node.inputs[1].producer(), "Transpose", rows, perm=[1, 0])
+        else:
+            codes, columns = self.round(node)
+            sums = codes.sum(axis=0, dtype=np.float32) * columns
+            matrix, scales = self.constant("matrix", codes), self.constant("scales", columns)
+        left, step, least = self.quantize_rows(value, node)
+        whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, matrix), to=self.ir.DataType.FLOAT)
         scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
-        self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
+        self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, self.constant("sums", sums))))
+
+    def divide(self, value, by, before):
+        """Return a value divided by the factors of `by`, if it has any."""
+        if by not in self.factors:
+            return value
+        if by not in self.constants:
+            self.constants[by] = self.constant("factors", 1 / self.factors[by])
+        return self.add(before, "Mul", value, self.constants[by])
 
     def quantize_rows(self, value, before):
         """Return (codes [..., K] from 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least.
 
-        Step and least differ from token to token.
+        Step and least differ from token to token. Where the value has factors, this is of the value divided by them.
         """
         if value not in self.rows:
+            source = self.divide(value, value, before)
             last = self.constant("last", np.array([-1], np.int64))
             least, most = (
-                self.add(before, operator, value, last, keepdims=1) for operator in ("ReduceMin", "ReduceMax")
+                self.add(before, operator, source, last, keepdims=1) for operator in ("ReduceMin", "ReduceMax")
             )
             width = self.add(
                 before, "Max", self.add(before, "Sub", most, least), self.constant("tiny", np.float32(1e-12))
             )
             step = self.add(before, "Mul", width, self.constant("steps", np.float32(1 / 255)))
-            counted = self.add(before, "Div", self.add(before, "Sub", value, least), step)
+            counted = self.add(before, "Div", self.add(before, "Sub", source, least), step)
             codes = self.add(
                 before,
                 "QuantizeLinear",
@@ -164,7 +200,8 @@ class OnnxQuantizer(OnnxEditor):
             self.rows[value] = codes, step, least
         return self.rows[value]
 
-    def lookup(self, node, codes, scales) -> None:
+    def lookup(self, node, table) -> None:
+        codes, scales = self.tables[table]
         rows = self.add(
             node, "Cast", self.add(node, "Gather", codes, node.inputs[1], axis=0), to=self.ir.DataType.FLOAT
         )
@@ -174,7 +211,13 @@ class OnnxQuantizer(OnnxEditor):
             self.add(node, "Gather", scales, node.inputs[1], axis=0),
             self.constant("last", np.array([-1], np.int64)),
         )
-        self.replace(node, self.add(node, "Mul", rows, row_scales))
+        self.replace(node, self.divide(self.add(node, "Mul", rows, row_scales), table, node))
+
+
+def get_matrix(node) -> np.ndarray:
+    """Return the constant [K, N] that a product multiplies by."""
+    weight, transposed = find_weight(node)
+    return weight.const_value.numpy().T if transposed else weight.const_value.numpy()
 
 
 def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, ...]) -> None:

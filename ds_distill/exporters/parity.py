@@ -39,7 +39,13 @@ class Batch:
 
 
 def text_batches(
-    source: ExportModel, text: list[str], *, sequences: int, length: int = 128, batch: int = 8
+    source: ExportModel,
+    text: list[str],
+    *,
+    sequences: int,
+    length: int = 128,
+    batch: int = 8,
+    option: str = "--text",
 ) -> list[Batch]:
     """Return the first documents of the texts as batches, in their order.
 
@@ -53,6 +59,7 @@ def text_batches(
         sequences: The most documents to take.
         length: The number of tokens that a document is cut to.
         batch: The number of documents per batch.
+        option: The option that gives the texts, for errors.
 
     Raises:
         UserError: A path is wrong, or no document is long enough.
@@ -71,8 +78,7 @@ def text_batches(
             break
     if not encodings:
         raise UserError(
-            f"--text {' '.join(text)}: no document has 12 or more tokens, which the comparison of formats needs; give "
-            "more text"
+            f"{option} {' '.join(text)}: no document has 12 or more tokens, which an export needs; give more text"
         )
     generator, batches = np.random.default_rng(0), []
     for start in range(0, len(encodings), batch):

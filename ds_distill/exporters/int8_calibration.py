@@ -1,0 +1,135 @@
+"""Calibration of int8 files on text, without training.
+
+Two closed forms make the rounding cost less. The inputs of a product are divided by factors with which the rows of its
+matrix are multiplied: what is left of both has a smaller range (Xiao et al. 2023, SmoothQuant, section 4). And the
+weights of a column are rounded one after another, each time with the error so far made up for by those that are still
+to be rounded (Frantar et al. 2023, GPTQ, section 3; Hassibi and Stork 1993).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ds_distill.compression.rounding import SMALLEST
+from ds_distill.exporters.onnx import save_graph
+from ds_distill.exporters.runtimes import OnnxRunner
+
+MIGRATION = 0.5  # the share of an input's range that its factor takes over; the authors' value
+WIDEST = (
+    32.0  # by which a factor may differ from the middle one: an input of no calibration text may be large in others
+)
+DAMPING = 0.01  # of the mean square of all inputs, added to that of each, so that the inverse exists
+BLOCK = 64  # rows whose errors are passed on together, which changes the result by rounding alone
+
+
+@dataclass
+class Inputs:
+    """What a product has read of a text.
+
+    Attributes:
+        largest: The largest absolute value of each input, fp32 [K].
+        gram: The sum of x xᵀ over tokens, fp64 [K, K].
+    """
+
+    largest: np.ndarray
+    gram: np.ndarray
+
+    def add(self, values: np.ndarray) -> None:
+        """Count the inputs [tokens, K] of further tokens."""
+        self.largest = np.maximum(self.largest, np.abs(values).max(axis=0, initial=0.0))
+        self.gram += (values.T @ values).astype(np.float64)
+
+
+def find_weight(node):
+    """Return (constant [K, N], False) of a product by it, (constant [N, K], True) of one by its transpose, or None."""
+    if node.op_type != "MatMul":
+        return None
+    matrix = node.inputs[1]
+    if matrix.const_value is not None:
+        return (matrix, False) if len(matrix.shape) == 2 else None
+    producer = matrix.producer()
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
+        return producer.inputs[0], True
+    return None
+
+
+def collect_inputs(graph: Path, batches: Iterable[Mapping[str, np.ndarray]], scratch: Path) -> dict[str, Inputs]:
+    """Return what the products of an fp32 ONNX file read of real tokens, by the name of the value.
+
+    Args:
+        graph: The file.
+        batches: Its inputs, each with an attention_mask [B, L].
+        scratch: A folder for the same graph with these values as outputs.
+    """
+    import onnx_ir
+
+    model = onnx_ir.load(graph)
+    products: list[Any] = [node for node in model.graph if find_weight(node) is not None]
+    values = dict.fromkeys(node.inputs[0] for node in products)
+    model.graph.outputs.extend(value for value in values if value not in model.graph.outputs)
+    names: list[Any] = [value.name for value in model.graph.outputs]
+    wanted = {value.name for value in values}
+    file = scratch / "calibration.onnx"
+    save_graph(model, file)
+    run, found = OnnxRunner(file), dict[str, Inputs]()
+    for batch in batches:
+        real = batch["attention_mask"] > 0
+        for name, read in zip(names, run(dict(batch)), strict=True):
+            if name not in wanted:  # the model's own output
+                continue
+            rows = read[real] if read.shape[:-1] == real.shape else read.reshape(-1, read.shape[-1])
+            width = rows.shape[-1]
+            inputs = found.setdefault(name, Inputs(np.zeros(width, np.float32), np.zeros((width, width))))
+            inputs.add(rows)
+    return found
+
+
+def smoothing_factors(inputs: Inputs, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Return fp32 [K], by which a product's inputs are to be divided and the rows of its matrix multiplied.
+
+    Args:
+        inputs: What is read.
+        matrices: [K, N] of each product that reads it.
+    """
+    rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
+    logs = MIGRATION * np.log(np.maximum(inputs.largest, SMALLEST)) - (1 - MIGRATION) * np.log(
+        np.maximum(rows, SMALLEST)
+    )
+    spread = np.log(WIDEST)
+    return np.exp(np.clip(logs - np.median(logs), -spread, spread)).astype(np.float32)
+
+
+def round_with_feedback(weight: np.ndarray, gram: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (int8 codes [K, N] from -steps to steps, fp32 scales [N]) of a matrix, of little error in its products.
+
+    Args:
+        weight: [K, N].
+        gram: The sum of x xᵀ over the inputs x of a text, [K, K].
+        steps: The largest code.
+    """
+    scales = np.maximum(np.abs(weight).max(axis=0), SMALLEST).astype(np.float32) / steps
+    squares = np.diagonal(gram)
+    # What counts most comes first, while the others can make up for it.
+    order = np.argsort(-squares, kind="stable")
+    hessian = torch.from_numpy(gram[np.ix_(order, order)])
+    hessian.diagonal().add_(DAMPING * max(float(squares.mean()), SMALLEST))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    left, step = torch.from_numpy(weight[order].astype(np.float32)), torch.from_numpy(scales)
+    codes = torch.empty(left.shape, dtype=torch.int8)
+    for begin in range(0, len(left), BLOCK):
+        end = min(begin + BLOCK, len(left))
+        errors = torch.empty(end - begin, left.shape[1])
+        for row in range(begin, end):
+            code = (left[row] / step).round().clamp(-steps, steps)
+            codes[row] = code.to(torch.int8)
+            errors[row - begin] = (left[row] - code * step) / upper[row, row]
+            left[row + 1 : end] -= upper[row, row + 1 : end, None] * errors[row - begin]
+        left[end:] -= upper[begin:end, end:].T @ errors
+    return codes.numpy()[np.argsort(order)], scales

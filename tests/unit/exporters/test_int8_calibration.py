@@ -1,0 +1,113 @@
+"""Test that calibrated int8 files are nearer to the model than files whose weights are rounded to the nearest."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from ds_distill.cli import main
+from ds_distill.compression.rounding import FULL_RANGE, REDUCED_RANGE
+from ds_distill.exporters.int8 import quantize, write_onnx_int8
+from ds_distill.exporters.int8_calibration import Inputs, collect_inputs, round_with_feedback, smoothing_factors
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.onnx import write_onnx
+from ds_distill.exporters.parity import SAMPLE, text_batches, torch_runner
+from ds_distill.exporters.runtimes import OnnxRunner
+from tests.tiny import save_encoder
+
+
+def correlated_inputs(seed: int, tokens: int, width: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return (random.normal(size=(tokens, width)) @ random.normal(size=(width, width))).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.integers(2, 150), st.integers(1, 9), st.sampled_from([FULL_RANGE, REDUCED_RANGE, 7]))
+def test_products_with_feedback_are_nearer(seed, width, columns, steps):
+    x = correlated_inputs(seed, 3 * width, width)
+    weight = np.random.default_rng(seed + 1).normal(size=(width, columns)).astype(np.float32)
+    codes, scales = round_with_feedback(weight, (x.T @ x).astype(np.float64), steps)
+    nearest, same = quantize(weight, axis=1, steps=steps)
+    assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= steps and np.array_equal(scales, same)
+    errors = [np.square(x @ (each * scales - weight)).sum() for each in (codes, nearest)]
+    assert errors[0] <= 1.02 * errors[1] + 1e-12
+
+
+def test_what_needs_no_rounding_stays():
+    random = np.random.default_rng(0)
+    codes = random.integers(-63, 64, size=(40, 6)).astype(np.int8)
+    codes[0] = 63
+    x = correlated_inputs(1, 100, 40)
+    x[:, 3] = 0  # an input that the text never has
+    found, scales = round_with_feedback(codes * np.float32(0.5), (x.T @ x).astype(np.float64), 63)
+    assert np.array_equal(found, codes) and np.allclose(scales, 0.5)
+
+
+def test_factors_are_bounded_and_even_out_both_sides():
+    random = np.random.default_rng(0)
+    matrices = [random.normal(size=(8, 5)).astype(np.float32) for _ in range(2)]
+    largest = np.array([0.0, 1e9, 1, 2, 4, 8, 16, 32], np.float32)
+    factors = smoothing_factors(Inputs(largest, np.zeros((8, 8))), matrices)
+    assert np.isfinite(factors).all() and factors.max() / np.median(factors) <= 32.01 > 1 / (factors.min() * 32.01)
+    rows = np.max([np.abs(matrix).max(1) for matrix in matrices], axis=0)
+    both = (largest / factors)[2:], (rows * factors)[2:]
+    assert np.ptp(np.log(both[0] / both[1])) < 1e-5, "inputs and rows have one range"
+
+
+def uneven_model(kind, folder):
+    """A random model some of whose hidden dimensions are much larger than the others, as those of trained ones are."""
+    save_encoder("bert", folder)
+    torch.manual_seed(0)
+    model = kind.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm.weight" in name:
+                parameter[::7] *= 12
+            elif parameter.dim() == 2:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_a_calibrated_file_is_nearer_to_the_model(kind, tmp_path):
+    """Its one table serves lookups and the product of the vocabulary, and queries, keys and values read one input."""
+    source = load_source(str(uneven_model(kind, tmp_path / "model")))
+    graph = tmp_path / "fp32.onnx"
+    write_onnx(source, graph)
+    batches = text_batches(source, [str(SAMPLE)], sequences=24)
+    calibration = collect_inputs(graph, [batch.inputs for batch in batches[:2]], tmp_path)
+    errors = []
+    for number, given_calibration in enumerate((None, calibration)):
+        file = tmp_path / f"{number}.onnx"
+        write_onnx_int8(graph, file, REDUCED_RANGE, given_calibration)
+        expected, found = (run(batches[2].inputs)[0] for run in (torch_runner(source), OnnxRunner(file)))
+        real = np.ones(len(expected), bool) if expected.ndim == 2 else batches[2].inputs["attention_mask"] > 0
+        errors.append(np.square(found[real] - expected[real]).mean() / expected[real].var())
+    assert errors[1] < 0.6 * errors[0], errors
+
+
+def test_real_tokens_alone_count(tmp_path):
+    source = load_source(str(uneven_model(AutoModelForMaskedLM, tmp_path / "model")))
+    graph = tmp_path / "fp32.onnx"
+    write_onnx(source, graph)
+    (batch,) = text_batches(source, [str(SAMPLE)], sequences=3, length=24)
+    padded = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.inputs.items()}
+    short, long = (collect_inputs(graph, [inputs], tmp_path) for inputs in (batch.inputs, padded))
+    assert short.keys() == long.keys() and len(short) >= 9
+    for name, inputs in short.items():
+        np.testing.assert_allclose(long[name].gram, inputs.gram, rtol=1e-3, atol=1e-3 * inputs.gram.max())
+
+
+def test_the_command_says_what_it_was_calibrated_on(tmp_path, capsys):
+    folder = uneven_model(AutoModelForMaskedLM, tmp_path / "model")
+    lines = [line for line in SAMPLE.read_text().splitlines() if line]
+    for name, part in (("a.txt", lines[::2]), ("b.txt", lines[1::2])):
+        (tmp_path / name).write_text("\n\n".join(part))
+    words = ["export", "--model", folder, "--output", tmp_path / "out", "--text", tmp_path / "a.txt", "--calibrate"]
+    assert main([*map(str, words), str(tmp_path / "b.txt"), "--format", "onnx-int8", "onnx"]) == 0
+    assert "| b.txt" in capsys.readouterr().out
+    assert main([*map(str, words), str(tmp_path / "b.txt"), "--format", "onnx"]) == 2
+    assert "--calibrate" in (said := capsys.readouterr().err) and "is read for onnx-int8 and onnx-int8-vnni" in said
