@@ -256,7 +256,8 @@ def test_relations_and_attention_teach_a_copy_nothing_and_another_student_someth
         if layers == [0, 3]:
             # the states of the teacher's layer 0 are those of a copy; those of layer 3 are not, as its input differs
             attention = objective.matches["attention"]
-            attention.pairs, attention.sites = attention.pairs[:1], attention.sites[:2]
+            attention.pairs, attention.heads = attention.pairs[:1], attention.heads[:1]
+            attention.sites = attention.sites[:2]
         loss, found = objective(ids, mask, labels, (int(mask.sum()), 1), targets)
         loss.backward()
         sums.append(found)

@@ -220,7 +220,11 @@ def test_a_teacher_is_looked_at_before_its_corpus_is_prepared(world, capsys, wha
 
 
 @pytest.mark.promise("Every mistake that can be found before a corpus is prepared is reported before")
-@pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.parametrize(
+    "what",
+    # DeepSpeed compiles an extension for two minutes before it looks at this setting
+    [pytest.param(what, marks=pytest.mark.long if what == "DeepSpeed's start" else ()) for what in SETTINGS],
+)
 def test_settings_are_looked_at_before_a_corpus_is_prepared(world, capsys, what):
     arguments, config, words = SETTINGS[what]
     to_json(world, config)
