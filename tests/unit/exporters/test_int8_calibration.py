@@ -23,16 +23,18 @@ def correlated_inputs(seed: int, tokens: int, width: int) -> np.ndarray:
     return (random.normal(size=(tokens, width)) @ random.normal(size=(width, width))).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 1000), st.integers(2, 150), st.integers(1, 9), st.sampled_from([FULL_RANGE, REDUCED_RANGE, 7]))
-def test_products_with_feedback_are_nearer(seed, width, columns, steps):
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.integers(0, 1000), st.integers(16, 150), st.sampled_from([FULL_RANGE, REDUCED_RANGE, 7]))
+def test_products_with_feedback_are_nearer(seed, width, steps):
+    """Over many columns: each code is chosen once, so that of a single column of few rows the nearest may be better."""
+    columns = 64
     x = correlated_inputs(seed, 3 * width, width)
     weight = np.random.default_rng(seed + 1).normal(size=(width, columns)).astype(np.float32)
     codes, scales = round_with_feedback(weight, (x.T @ x).astype(np.float64), steps)
     nearest, same = quantize(weight, axis=1, steps=steps)
     assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= steps and np.array_equal(scales, same)
     errors = [np.square(x @ (each * scales - weight)).sum() for each in (codes, nearest)]
-    assert errors[0] <= 1.02 * errors[1] + 1e-12
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_what_needs_no_rounding_stays():
