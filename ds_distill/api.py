@@ -254,7 +254,7 @@ def export(
     """
     from ds_distill.exporters.formats import export_formats, resolve_formats
 
-    resolve_formats(list(formats))
+    resolve_formats(list(formats), list(map(str, calibrate)))
     with _one_job("export"):
         return export_formats(
             str(model),

@@ -34,10 +34,9 @@ def copy_examples(
         for copy in range(1, copies + 1):
             random = np.random.default_rng([seed, first + row, copy])
             rows, how = [row] * len(words), WORDS
-            if len(words) == 2 and random.random() < RE_PAIRED:
-                others = len(texts[1]) - 1
-                if others > 0:
-                    rows[1], how = (row + 1 + int(random.integers(others))) % len(texts[1]), OTHER_PAIR
+            others = len(texts[0]) - 1
+            if len(words) == 2 and random.random() < RE_PAIRED and others:
+                rows[1], how = (row + 1 + int(random.integers(others))) % len(texts[0]), OTHER_PAIR
             made = [column[number].replace(random, spellings) for column, number in zip(words, rows, strict=True)]
             if made != [column[row] for column in texts]:
                 yield {

@@ -106,11 +106,6 @@ def check(options) -> None:
             f"{option}: not supported with --run, whose model has a masked-LM head; give the exported or fine-tuned "
             "model as --model"
         )
-    if options.calibrate and not {"onnx-int8", "onnx-int8-vnni"} & set(options.format):
-        raise UserError(
-            f"--calibrate {' '.join(options.calibrate)}: is read for onnx-int8 and onnx-int8-vnni alone; give one of "
-            "them with --format, or leave it out"
-        )
     if options.model and options.format == ["hf"]:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
@@ -129,9 +124,8 @@ def _default_output(model: str) -> Path:
 
 
 def check_paths(options) -> None:
-    for texts in (options.text, options.calibrate):
-        if texts:
-            check_inputs(texts)
+    for texts in filter(None, (options.text, options.calibrate)):
+        check_inputs(texts)
     if options.model:
         find_model_folder(options.model, "--model").check_files()
     if options.data and not (file := named_columns(options.data)[0]).is_file():
@@ -150,7 +144,7 @@ def run(options) -> dict:
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
-    resolve_formats(formats)  # a wrong name is refused before the work begins
+    resolve_formats(formats, options.calibrate)  # a wrong name is refused before the work begins
     for texts in filter(None, (options.text, options.calibrate)):
         split_inputs(texts)  # a file that holds no text is refused before the run's model is written
     summary = export_run(Path(options.run), output, options.step) if options.run else {}

@@ -40,11 +40,15 @@ CALIBRATION_SEQUENCES = 128
 ENOUGH = 30  # clear first choices, to tell whether a format keeps them
 
 
-def resolve_formats(names: list[str]) -> dict[str, Format]:
+def resolve_formats(names: list[str], calibrate: Sequence[str] = ()) -> dict[str, Format]:
     """Return the formats of these names.
 
+    Args:
+        names: The names.
+        calibrate: The texts that formats are to be calibrated on.
+
     Raises:
-        UserError: A name is unknown, a module is missing, or this machine cannot run a format.
+        UserError: A name is unknown, a module is missing, this machine cannot run a format, or none is calibrated.
     """
     for name in names:
         if name not in FORMATS:
@@ -60,6 +64,12 @@ def resolve_formats(names: list[str]) -> dict[str, Format]:
                 f"--format {name} cannot be checked on this machine: {reason}; export it on the machine where it will "
                 "run, or choose the format without -vnni"
             )
+    calibrated = [name for name, format in FORMATS.items() if format.calibrated]
+    if calibrate and not set(calibrated) & set(names):
+        raise UserError(
+            f"--calibrate {' '.join(calibrate)}: is read for {' and '.join(calibrated)} alone; give one of them with "
+            "--format, or leave it out"
+        )
     return {name: FORMATS[name] for name in names}
 
 
@@ -95,7 +105,7 @@ def export_formats(
         RuntimeError: The outputs of an fp32 format differ from PyTorch's.
         UserError: A format cannot be written here, or the model does not bear its rounding.
     """
-    formats = resolve_formats(names)
+    formats = resolve_formats(names, calibrate)
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")

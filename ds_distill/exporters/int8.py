@@ -23,8 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from ds_distill.compression.rounding import FULL_RANGE, LARGE, REDUCED_RANGE, SMALLEST
-from ds_distill.exporters.int8_calibration import Inputs, find_weight, round_with_feedback, smoothing_factors
+from ds_distill.compression.rounding import FULL_RANGE, LARGE, REDUCED_RANGE
+from ds_distill.exporters.int8_calibration import (
+    Inputs,
+    find_weight,
+    get_scales,
+    round_with_feedback,
+    smoothing_factors,
+)
 from ds_distill.exporters.onnx import save_graph, silence
 from ds_distill.exporters.onnx_editor import OnnxEditor
 
@@ -41,7 +47,7 @@ def quantize(weight: np.ndarray, axis: int, steps: int = FULL_RANGE) -> tuple[np
         axis: The axis that the scales belong to.
         steps: The largest code.
     """
-    scales = np.maximum(np.abs(weight).max(axis=1 - axis), SMALLEST).astype(np.float32) / steps
+    scales = get_scales(weight, axis, steps)
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
@@ -104,7 +110,6 @@ class OnnxQuantizer(OnnxEditor):
         self.rows: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
         self.factors: dict = {}  # an activation, or a table → what divides it, and multiplies the other side
-        self.constants: dict = {}  # of factors, by activation or table
 
     def run(self) -> None:
         products = [node for node in self.graph if find_weight(node) is not None]
@@ -170,9 +175,7 @@ class OnnxQuantizer(OnnxEditor):
         """Return a value divided by the factors of `by`, if it has any."""
         if by not in self.factors:
             return value
-        if by not in self.constants:
-            self.constants[by] = self.constant("factors", 1 / self.factors[by])
-        return self.add(before, "Mul", value, self.constants[by])
+        return self.add(before, "Mul", value, self.constant("factors", 1 / self.factors[by]))
 
     def quantize_rows(self, value, before):
         """Return (codes [..., K] from 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least.

@@ -17,14 +17,12 @@ import numpy as np
 import torch
 
 from ds_distill.compression.rounding import SMALLEST
+from ds_distill.compression.surgeon import damped
 from ds_distill.exporters.onnx import save_graph
 from ds_distill.exporters.runtimes import OnnxRunner
 
 MIGRATION = 0.5  # the share of an input's range that its factor takes over; the authors' value
-WIDEST = (
-    32.0  # by which a factor may differ from the middle one: an input of no calibration text may be large in others
-)
-DAMPING = 0.01  # of the mean square of all inputs, added to that of each, so that the inverse exists
+WIDEST = 32.0  # by which a factor may differ from the middle one: other texts may have more of an input than this one
 BLOCK = 64  # rows whose errors are passed on together, which changes the result by rounding alone
 
 
@@ -98,11 +96,15 @@ def smoothing_factors(inputs: Inputs, matrices: Sequence[np.ndarray]) -> np.ndar
         matrices: [K, N] of each product that reads it.
     """
     rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    logs = MIGRATION * np.log(np.maximum(inputs.largest, SMALLEST)) - (1 - MIGRATION) * np.log(
-        np.maximum(rows, SMALLEST)
-    )
+    of_inputs, of_rows = (np.log(np.maximum(largest, SMALLEST)) for largest in (inputs.largest, rows))
+    logs = MIGRATION * of_inputs - (1 - MIGRATION) * of_rows
     spread = np.log(WIDEST)
     return np.exp(np.clip(logs - np.median(logs), -spread, spread)).astype(np.float32)
+
+
+def get_scales(weight: np.ndarray, axis: int, steps: int) -> np.ndarray:
+    """Return fp32 scales along `axis` of a weight [rows, columns]: the largest value of each has the code `steps`."""
+    return np.maximum(np.abs(weight).max(axis=1 - axis), SMALLEST).astype(np.float32) / steps
 
 
 def round_with_feedback(weight: np.ndarray, gram: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,13 +115,10 @@ def round_with_feedback(weight: np.ndarray, gram: np.ndarray, steps: int) -> tup
         gram: The sum of x xᵀ over the inputs x of a text, [K, K].
         steps: The largest code.
     """
-    scales = np.maximum(np.abs(weight).max(axis=0), SMALLEST).astype(np.float32) / steps
-    squares = np.diagonal(gram)
+    scales = get_scales(weight, 1, steps)
     # What counts most comes first, while the others can make up for it.
-    order = np.argsort(-squares, kind="stable")
-    hessian = torch.from_numpy(gram[np.ix_(order, order)])
-    hessian.diagonal().add_(DAMPING * max(float(squares.mean()), SMALLEST))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(torch.from_numpy(gram[np.ix_(order, order)]))))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     left, step = torch.from_numpy(weight[order].astype(np.float32)), torch.from_numpy(scales)
     codes = torch.empty(left.shape, dtype=torch.int8)

@@ -33,6 +33,7 @@ from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.training.device import default_device
+from ds_distill.utils.articles import counted
 from ds_distill.utils.console import log_header, progress, skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
@@ -202,7 +203,7 @@ def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describe
         plan.task.name: described + _describe_teachers(plan.teachers),
         "device": f"{describe_device(plan.device, 1)}, {precision}",
         "data": f"{min(most, counts['train']):,} training examples{texts}, {counts['dev']:,} to score",
-        "steps": f"{steps:,} in all: {runs}{len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        "steps": f"{steps:,} in all: {runs}{counted(len(seeds), 'seed')}",
         "output": str(plan.output),
     }
 

@@ -111,16 +111,15 @@ def resolve_heads(match: Match, student: HeadSizes, teachers: Sequence[HeadSizes
         UserError: `heads` does not divide all widths, or attention heads are compared whose numbers differ.
     """
     # A head of an odd width would part two dimensions that positions turn together.
-    turned = [sizes.rotary and match.quantities != ["value"] for sizes in (student, *teachers)]
-    sizes = zip((student, *teachers), turned, strict=True)
-    common = math.gcd(*(each.width // 2 if pairs else each.width for each, pairs in sizes))
+    rotary = match.quantities != ["value"] and any(sizes.rotary for sizes in (student, *teachers))
+    common = math.gcd(*(sizes.width // (2 if rotary and sizes.rotary else 1) for sizes in (student, *teachers)))
     widths = " and ".join(str(width) for width in dict.fromkeys(teacher.width for teacher in teachers))
     if match.heads is not None:
         if common % match.heads:
             divisors = ", ".join(str(heads) for heads in range(1, common + 1) if common % heads == 0)
             raise UserError(
                 f"{key}.heads = {match.heads}: does not divide the student's width of {student.width} and the "
-                f"teacher's of {widths}{' into heads of an even width' if any(turned) else ''}; give one of {divisors}"
+                f"teacher's of {widths}{' into heads of an even width' if rotary else ''}; give one of {divisors}"
             )
         return match.heads
     if "query_key" in match.quantities:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ds_distill.models.families import FAMILIES
+from ds_distill.utils.articles import counted
 
 if TYPE_CHECKING:  # the end of a command need not wait for torch
     import torch
@@ -19,15 +20,13 @@ def describe_device(device: torch.device, ranks: int) -> str:
 
     if device.type == "cuda":
         return f"{ranks} × {torch.cuda.get_device_name(device)}"
-    count = cores()
-    return f"CPU with {count} core{'s' * (count != 1)}{f', {ranks} ranks' if ranks > 1 else ''}"
+    return f"CPU with {counted(cores(), 'core')}{f', {ranks} ranks' if ranks > 1 else ''}"
 
 
 def describe_model(config: PretrainedConfig, parameters: int) -> str:
     """Return the kind and the sizes of an encoder."""
     dims = FAMILIES[config.model_type].dims(config)
-    layers = f"{dims.depth} layer{'s' * (dims.depth != 1)}"
-    return f"{config.model_type}, {layers} × {dims.width}, {millions(parameters)} parameters"
+    return f"{config.model_type}, {counted(dims.depth, 'layer')} × {dims.width}, {millions(parameters)} parameters"
 
 
 def millions(number: float) -> str:

@@ -12,6 +12,7 @@ from ds_distill.study.bootstrap import CONFIDENCE
 from ds_distill.study.figures import NOT_MEASURED
 from ds_distill.study.pareto_points import Combination, Combinations, ParetoFile, combine
 from ds_distill.study.variants import TEACHER
+from ds_distill.utils.articles import counted
 from ds_distill.utils.errors import UserError
 
 HOLLOW = "hollow: scored in PyTorch"
@@ -159,7 +160,7 @@ def _format_worth(combinations: Combinations, one: Combination) -> str:
 
 
 def _count_threads(results: ParetoFile) -> str:
-    return f"{results.threads} thread{'s' * (results.threads > 1)}"
+    return counted(results.threads, "thread")
 
 
 def _short(value: float) -> str:

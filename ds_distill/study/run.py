@@ -78,14 +78,8 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     else:
         log_header(
             {
-                "study": ", ".join(
-                    counted(count, noun)
-                    for count, noun in (
-                        (len(study.students), "student"),
-                        (len(study.tasks), "task"),
-                        (study.seeds, "seed"),
-                    )
-                ),
+                "study": f"{counted(len(study.students), 'student')}, {counted(len(study.tasks), 'task')}, "
+                f"{counted(study.seeds, 'seed')} each",
                 "jobs": f"{len(jobs)}, of which {done} are done; {study.jobs} at a time",
                 "output": str(output),
             }

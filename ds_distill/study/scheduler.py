@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_distill.utils.console import log, progress
+from ds_distill.utils.console import ProgressBar, log, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.progress import note_progress
@@ -148,19 +148,13 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
         try:
             while waiting or running:
                 _start_more(running, waiting, parallel, logs)
-                bar.show(", ".join(job.what for job, _ in running.values()))
-                bar.refresh()
+                _show(bar, running, logs if parallel > 1 else None)
                 shown = time.monotonic()
                 while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
                     note_progress()  # each job has a watch of its own
                     if parallel > 1 and time.monotonic() - shown > 2:
-                        jobs_now = [job for job, _ in running.values()]
-                        bar.show(
-                            ", ".join(job.what for job in jobs_now),
-                            details=tuple(_get_last_line(_get_log_file(job, logs)) for job in jobs_now),
-                        )
-                        bar.refresh()
+                        _show(bar, running, logs)
                         shown = time.monotonic()
                 if signal.SIGINT in signals:
                     raise KeyboardInterrupt
@@ -177,6 +171,14 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
             for _, process in running.values():
                 process.wait()
             raise
+
+
+def _show(bar: ProgressBar, running: dict, logs: Path | None) -> None:
+    """Show the running jobs, and the last line of each one's file in `logs`."""
+    jobs = [job for job, _ in running.values()]
+    last = tuple(_get_last_line(_get_log_file(job, logs)) for job in jobs) if logs else ()
+    bar.show(", ".join(job.what for job in jobs), details=last)
+    bar.refresh()
 
 
 @contextlib.contextmanager
@@ -231,14 +233,19 @@ def _get_log_file(job: Job, logs: Path) -> Path:
     return logs / f"{make_folder_name(job.what)}.log"
 
 
+def _split_log(text: str) -> list[str]:
+    """Return the lines of a log that are not blank."""
+    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+
+
 def _get_last_line(file: Path) -> str:
     """Return the last whole line of a job's log file, without the time at its front; "" while there is none."""
     if not file.is_file():
         return ""
     with open(file, "rb") as lines:
         lines.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        *whole, _ = lines.read().decode("utf-8", "replace").split("\n")
-    said = [line for line in whole if line.strip()]
+        whole = lines.read().decode("utf-8", "replace").rpartition("\n")[0]
+    said = _split_log(whole)
     return re.sub(r"^[\d-]+ [\d:]+ ", "", said[-1]) if said else ""
 
 
@@ -288,8 +295,7 @@ def _check_done(job: Job, status: int, log_file: Path | None) -> None:
     if job.done:
         return
     if log_file:
-        output_lines = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
-        log("\n" + "\n".join([line for line in output_lines if line.strip()][-TAIL:]))
+        log("\n" + "\n".join(_split_log(log_file.read_text(errors="replace", encoding="utf-8"))[-TAIL:]))
     reason = f"ended with status {status}" if status else f"ended without writing {job.output / 'summary.json'}"
     raise UserError(
         f"study: {job.what} {reason}{f' (see {log_file})' if log_file else ''}; repeat the command to resume"

@@ -1,4 +1,4 @@
-"""The article before a name in a message."""
+"""Articles and plurals of the nouns in messages."""
 
 import re
 

@@ -315,11 +315,10 @@ def spinner(label: str):
     def show() -> None:
         while True:
             line = f"{label}, {time.monotonic() - began:.0f} s"
-            if _spinners[-1] is not done:
-                pass
-            elif terminal:
+            innermost = _spinners[-1] is done
+            if innermost and terminal:
                 print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=stream, flush=True)
-            elif pause.is_over():
+            elif innermost and pause.is_over():
                 print(f"{now()} {line}", file=stream, flush=True)
             if done.wait(2):
                 return
