@@ -142,6 +142,8 @@ def prune(
         figures |= _flops(given.config, pruned.config, pruning.length)
         if pruning.runtime != FLOPS and shapes != layer_shapes(whole.config):
             figures |= _measure(whole.config, pruned.config, pruning, figures["speedup"])
+            if pruning.hidden_size or is_pruned(given.config):
+                del figures["measured_ms_before"]  # it is that of whole layers, which the given model does not have
         if heldout:
             figures |= _heldout_losses({"before": given, **cuts}, heldout, make_masker(store, recipe), recipe)
         with explain_disk_full(output), spinner("writing the model"):

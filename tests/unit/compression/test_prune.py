@@ -315,6 +315,9 @@ def test_the_pruned_encoder_itself_is_measured(world, first, tmp_path, monkeypat
     summary = ds_distill.prune(world / "bert", [pruning], output=tmp_path / "out", **given)
     assert "measured to be 1.00 times as fast, where the latency table says 2." in capsys.readouterr().err
     assert not is_pruned(measured[0]) and is_pruned(measured[1]) and summary["measured_speedup"] == 1
+    assert summary["measured_ms_before"] == summary["measured_ms"] == 3
+    deeper = ds_distill.prune(first["export"], [replace(pruning, target=3.0)], output=tmp_path / "deeper", **given)
+    assert "measured_ms_before" not in deeper and deeper["measured_ms"] == 3, "of whole layers, not of the given model"
     assert "is 1 times as fast" in (Path(summary["export"]) / "README.md").read_text()
 
 
