@@ -19,8 +19,12 @@ from unittest import mock
 RELEASES = {"torch": "2.13.", "transformers": "5.23."}  # these imports were read in these releases only
 
 
-def defer_unused_imports() -> None:
-    """Import transformers' models without what loads unused; do nothing in other releases, whose starts take longer."""
+def defer_unused_imports(*, trainer: bool = False) -> None:
+    """Import transformers' models without what loads unused; do nothing in other releases, whose starts take longer.
+
+    Args:
+        trainer: Whether transformers' Trainer is used, which is then imported too.
+    """
     import torch
     import transformers
 
@@ -43,17 +47,90 @@ def defer_unused_imports() -> None:
         import accelerate.utils.other
         import transformers.masking_utils
         import transformers.modeling_layers  # noqa: F401
-    for name in ("is_compiled_module", "has_compiled_regions"):
-        _answer_no_without_dynamo(accelerate.utils.other, name)
+    for question, library in (
+        ("is_compiled_module", "torch._dynamo"),
+        ("has_compiled_regions", "torch._dynamo"),
+        ("is_torch_distributed_available", "torch.distributed.fsdp"),
+    ):
+        _answer_no_until_loaded(accelerate.utils.other, question, library)
+    # huggingface_hub asks of each tensor whether torch.distributed.tensor shards it, where that can be imported
+    model: Any = transformers.PreTrainedModel
+    model.save_pretrained = _without_unloaded("torch.distributed.tensor", model.save_pretrained)
+    if trainer:
+        _import_trainer()
 
 
-def _answer_no_without_dynamo(module: ModuleType, name: str) -> None:
-    asked = getattr(module, name)
-    setattr(module, name, lambda model: _is_loaded("torch._dynamo") and asked(model))
+def _import_trainer() -> None:
+    """Import transformers' Trainer without `datasets`, which it imports to know a data set of that library.
+
+    Its optimizer and its clipping of gradients are kept from loading what they do not use.
+    """
+    import accelerate.accelerator
+    import torch
+    import transformers.utils
+
+    with mock.patch.object(transformers.utils, "is_datasets_available", _no):
+        import transformers.trainer
+    _answer_no_until_loaded(transformers.trainer, "has_mixed_dtensor", "torch.distributed.tensor")
+    _answer_no_until_loaded(accelerate.accelerator, "model_has_dtensor", "torch.distributed.tensor")
+    accelerator: Any = accelerate.accelerator.Accelerator
+    accelerator._clip_grad_norm_dtensor_aware = _clip_without_sharding(accelerator._clip_grad_norm_dtensor_aware)
+    optimizer: Any = torch.optim.AdamW
+    optimizer.step = _step_without_dynamo(optimizer.step)
+
+
+def _clip_without_sharding(clip: Callable) -> Callable:
+    """Return accelerate's clipping such that it loads no torch.distributed.tensor, which it looks for in gradients."""
+    import torch
+
+    @functools.wraps(clip)
+    def call(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+        if _is_loaded("torch.distributed.tensor"):
+            return clip(self, parameters, max_norm, norm_type=norm_type)
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type=norm_type)
+
+    return call
+
+
+def _step_without_dynamo(step: Callable) -> Callable:
+    """Return an optimizer's step that loads no torch._dynamo, which it would tell not to compile it."""
+    import torch
+
+    inner: Any = inspect.getclosurevars(step).nonlocals["func"]
+
+    @functools.wraps(step)
+    def call(self: Any, *arguments: Any) -> Any:
+        if _is_loaded("torch._dynamo"):
+            return step(self, *arguments)
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return inner(self, *arguments)
+
+    return call
+
+
+def _answer_no_until_loaded(module: ModuleType, question: str, library: str) -> None:
+    asked = getattr(module, question)
+    setattr(module, question, lambda *about: _is_loaded(library) and asked(*about))
+
+
+def _without_unloaded(library: str, function: Callable) -> Callable:
+    """Return `function` such that it finds no `library` where nothing has loaded it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if _is_loaded(library):
+            return function(*arguments, **options)
+        sys.modules[library] = None  # type: ignore[assignment]
+        try:
+            return function(*arguments, **options)
+        finally:
+            del sys.modules[library]
+
+    return call
 
 
 def _is_loaded(name: str) -> bool:
-    return name in sys.modules
+    return sys.modules.get(name) is not None
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def _run(name: str, options, debug: bool) -> dict:
     if libraries and name != "export":  # its exporters load torch._dynamo in any case
         from ds_distill.import_fixes import defer_unused_imports
 
-        defer_unused_imports()
+        defer_unused_imports(trainer=name in ("finetune", "multitask"))
     try:
         with ProgressWatch() if launch_environment.world_size() == 1 else contextlib.nullcontext():
             push.check_access(options)
