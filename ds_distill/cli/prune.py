@@ -28,6 +28,8 @@ ds-distill prune --model bert-base-uncased --target 1.3x 1.6x 2x --distill \
     --training.max_tokens 500k --corpus text.txt --output runs/half
 """
 COMMON_OPTIONS = ("model", "corpus", "target", "runtime", "shape", "uniform", "compare", "output")
+# the settings of a training that a cut alone reads: which tokens are masked, and how much is evaluated
+READ_WITHOUT_TRAINING = ("training.seed", "training.eval_max_sequences")
 LOSSES = {
     "before": "before",
     "saliency": "after: saliency, the rest corrected",
@@ -110,6 +112,22 @@ def check(options) -> None:
             raise UserError(
                 f"student.{setting_name(key)} = {value}: the student is the pruned model; leave it out, or use distill"
             )
+    if not options.distill and options.config is None:
+        _check_nothing_for_training(recipe)
+
+
+def _check_nothing_for_training(recipe: Recipe) -> None:
+    """Raise UserError for a setting of a training that was not asked for."""
+    given = [
+        f"{name}.{setting_name(key)}" + (f" = {value}" if isinstance(value, str | float | int) else "")
+        for name, section in (("training", recipe.training), ("losses", recipe.losses))
+        for key, value in vars(section).items()
+        if value != getattr(type(section)(), key) and f"{name}.{key}" not in READ_WITHOUT_TRAINING
+    ]
+    if recipe.stages:
+        given.append("stages")
+    if given:
+        raise UserError(f"{given[0]}: nothing is trained without --distill; add --distill, or leave it out")
 
 
 def _cuts(options) -> list[Pruning]:

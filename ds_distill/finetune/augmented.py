@@ -20,11 +20,16 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import read_json_object
 
 
-def read_augmented(folder: Path, data: Data) -> list[dict[str, Any]]:
+def read_augmented(folder: Path, data: Data, points: Sequence[FinetuneConfig]) -> list[dict[str, Any]]:
     """Return the rows of a folder that `augment` has written for a task's data.
 
+    Args:
+        folder: The folder.
+        data: The task and its data.
+        points: The settings of the runs, with the number of copies that each reads.
+
     Raises:
-        UserError: The folder is none, or was made of other data.
+        UserError: The folder is none, or was made of other data, or has fewer copies than a point reads.
     """
     file = find_rows(folder)
     try:
@@ -39,6 +44,11 @@ def read_augmented(folder: Path, data: Data) -> list[dict[str, Any]]:
                 f"--augmented {folder}: was made of another task or of other files ({key} was {made_of.get(key)}, is "
                 f"{here}); write it anew with `ds-distill augment`"
             )
+    copies, most = max(point.augmented_copies for point in points), max((row["copy"] for row in rows), default=0)
+    if rows and copies > most:
+        raise UserError(
+            f"finetune.augmented_copies = {copies}: --augmented has {most} copies of each example; give at most as many"
+        )
     return rows
 
 
@@ -72,14 +82,10 @@ def add_augmented(
         length: The most tokens of an example, or of a question's span.
 
     Raises:
-        UserError: No row is to be used, or more copies are asked for than there are.
+        UserError: No row is to be used.
     """
     used = _used_sources(data, settings.max_train_samples)
-    copies, most = settings.augmented_copies, max((row["copy"] for row in rows), default=0)
-    if rows and copies > most:
-        raise UserError(
-            f"finetune.augmented_copies = {copies}: --augmented has {most} copies of each example; give at most as many"
-        )
+    copies = settings.augmented_copies
     rows = [
         row for row in rows if (row["source"] in used or row["how"] == CLOZE) and (not copies or row["copy"] <= copies)
     ]

@@ -67,6 +67,7 @@ def finetune(
     tokenizer = find_model_folder(model, "--model").tokenizer
     task_data = load_data(task, data)
     task = task_data.task
+    rows = read_augmented(Path(augmented), task_data, points) if augmented else None
     task_teachers = TaskTeachers(teachers, task) if teachers else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
@@ -81,7 +82,6 @@ def finetune(
             raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
         if point.match and task_teachers:  # a mistake is told before anything is computed
             InnerTerms(point.match, student.config, task_teachers.first.config, layer_map, torch.device("cpu"))
-    rows = read_augmented(Path(augmented), task_data) if augmented else None
     identity = {
         "task": task.name,
         "order": "by length",

@@ -11,6 +11,7 @@ from ds_distill.augment.questions import OTHER_PARAGRAPH, copy_questions, make_c
 from ds_distill.augment.words import WordProposer
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.augmented import read_augmented
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import load_data
 from ds_distill.jobs import augment as job
 from ds_distill.models.loading import load_masked_lm
@@ -120,7 +121,7 @@ def test_a_text_may_hold_any_end_of_a_line(folder, tmp_path, end):
     for split in ("train", "validation"):
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = job.augment(task, str(folder), tmp_path / "made", data=str(data), copies=2)
-    read = read_augmented(tmp_path / "made", load_data(task, str(data)))
+    read = read_augmented(tmp_path / "made", load_data(task, str(data)), [FinetuneConfig()])
     assert len(read) == made["rows"] > 0 and all(end in row["texts"]["sentence"] for row in read)
 
 

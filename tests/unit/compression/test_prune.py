@@ -107,6 +107,8 @@ def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
         (["--target", "2x", "--shape", "128"], "--shape 128: give sequences x tokens"),
         ([], "--target is missing"),
         (["--target", "2x", "--sequences", "0"], "--sequences 0: must be at least 1"),
+        (["--target", "2x", "--training.max_tokens", "9"], "training.max_tokens = 9: nothing is trained without --dis"),
+        (["--target", "2x", "--losses.match", "[{loss: relation}]"], "losses.match: nothing is trained without --dist"),
     ],
 )
 def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, message):

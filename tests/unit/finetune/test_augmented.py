@@ -65,7 +65,7 @@ def test_copies_that_equal_their_sources_are_reported(world, tmp_path, capsys):
 def test_the_rows_of_the_used_examples_are_added_without_labels(world, name):
     task = get_task(name)
     data = load_data(task, str(world / name))
-    rows = read_augmented(world / f"{name}_augmented", data)
+    rows = read_augmented(world / f"{name}_augmented", data, [POINT])
     tokenizer = find_model_folder(str(world / "model"), "--model").tokenizer
     whole = replace(POINT, max_length=64)
     for point in (whole, replace(whole, augmented_copies=2, max_train_samples=10)):
@@ -132,9 +132,9 @@ def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path, c
     with pytest.raises(UserError, match="holds another run .augmented was"):
         runs.finetune(get_task("rte"), str(world / "model"), tmp_path / "student", **options | {"augmented": None})
     with pytest.raises(UserError, match="was made of another task"):
-        read_augmented(world / "stsb_augmented", load_data(get_task("rte"), data))
+        read_augmented(world / "stsb_augmented", load_data(get_task("rte"), data), [POINT])
     with pytest.raises(UserError, match="augmented.jsonl is missing"):
-        read_augmented(tmp_path, load_data(get_task("rte"), data))
+        read_augmented(tmp_path, load_data(get_task("rte"), data), [POINT])
 
 
 def test_rows_that_were_edited_are_told_by_their_line(world, tmp_path):
@@ -153,18 +153,35 @@ def test_rows_that_were_edited_are_told_by_their_line(world, tmp_path):
     ):
         (tmp_path / "edited" / "augmented.jsonl").write_text(f"{second}\n{line}\n")
         with pytest.raises(UserError, match="--augmented .*edited: cannot be read .*line [12] .*; write it anew"):
-            read_augmented(tmp_path / "edited", data)
+            read_augmented(tmp_path / "edited", data, [POINT])
 
 
 @pytest.mark.parametrize("name", ["rte", "squad"])
 def test_a_folder_without_a_copy_of_what_is_used_is_refused(world, name):
     data = load_data(get_task(name), str(world / name))
-    rows = [row for row in read_augmented(world / f"{name}_augmented", data) if str(row["source"]).split()[-1] != "0"]
+    rows = [
+        row
+        for row in read_augmented(world / f"{name}_augmented", data, [POINT])
+        if str(row["source"]).split()[-1] != "0"
+    ]
     tokenizer, point = find_model_folder(str(world / "model"), "--model").tokenizer, replace(POINT, max_length=64)
     sets = encode_sets(data, tokenizer, point, 64)
     with pytest.raises(
         UserError, match=r"none of its rows is a copy .* \(finetune.max_train_samples = 1, .* raise these"
     ):
         add_augmented(sets.train, rows, data, tokenizer, replace(point, max_train_samples=1), 64)
+
+
+def test_more_copies_than_there_are_is_told_before_a_model_is_loaded(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_for_task", None)
+    points = [replace(POINT, augmented_copies=copies) for copies in (3, 4)]
     with pytest.raises(UserError, match="augmented_copies = 4: --augmented has 3 copies of each example; give at most"):
-        add_augmented(sets.train, rows, data, tokenizer, replace(point, augmented_copies=4), 64)
+        runs.finetune(
+            get_task("rte"),
+            str(world / "model"),
+            tmp_path / "student",
+            data=str(world / "rte"),
+            points=points,
+            seeds=[0],
+            augmented=str(world / "rte_augmented"),
+        )
