@@ -22,6 +22,6 @@ def load(model: str | Path, *, head: str | None = None) -> PreTrainedModel:
     """
     if head is not None and head not in HEADS:
         raise UserError(f"head = {head!r}: no such head{did_you_mean(head, HEADS)}; give one of {', '.join(HEADS)}")
-    loaded = load_source(str(model), head).model
+    loaded = load_source(str(model), head, option="model =").model
     loaded.set_attn_implementation(get_family(loaded).attention)
     return loaded

@@ -11,7 +11,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
-from ds_distill.recipe import Student
+from ds_distill.recipe import Recipe, Student
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.utils.console import is_first

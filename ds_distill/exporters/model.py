@@ -103,7 +103,7 @@ class ExportModel:
         return {name: values[name] for name in self.inputs}
 
 
-def load_source(path: str, head: str | None = None, *, for_speed: bool = False) -> ExportModel:
+def load_source(path: str, head: str | None = None, *, option: str = "--model", for_speed: bool = False) -> ExportModel:
     """Load the folder `path`.
 
     Only safetensors are read, no remote code is run and the network is not used.
@@ -111,30 +111,31 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     Args:
         path: The folder or the name of a model.
         head: A key of HEADS, or None for the head that the config names.
+        option: What errors begin with, before the path.
         for_speed: Give a head that the weights lack random values, and need no tokenizer.
 
     Raises:
         UserError: The folder holds no such model.
     """
-    folder = find_model_folder(path, "--model").check_files()
+    folder = find_model_folder(path, option).check_files()
     config = folder.config
     kind = (config.architectures or [""])[0]
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
         raise UserError(
-            f"--model {path}: architectures = [{kind!r}] in config.json: not a head that can be exported; give a model "
+            f"{folder.given}: architectures = [{kind!r}] in config.json: not a head that can be exported; give a model "
             f"with one of the heads {', '.join(HEADS)}"
         )
     options: dict[str, Any] = {"attn_implementation": "eager"} | without_pooler(head, config.model_type)
     model, missing = load_model(HEADS[head][1], folder, **options)
     if missing and not for_speed:
         raise UserError(
-            f"--model {path}: the weights lack {join_names(missing)} of {with_article(head)} model; give a complete "
+            f"{folder.given}: the weights lack {join_names(missing)} of {with_article(head)} model; give a complete "
             "checkpoint"
         )
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
-        check_vocabulary(tokenizer, config, f"--model {path}")
+        check_vocabulary(tokenizer, config, folder.given)
     return ExportModel(folder.path, model.eval(), tokenizer, head, not missing, folder.linear_rank)
 
 

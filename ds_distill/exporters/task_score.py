@@ -38,7 +38,9 @@ from ds_distill.tasks.labels import (
     parse_number,
 )
 from ds_distill.tasks.metrics import METRICS, Measured
-from ds_distill.tasks.squad import LENGTH, make_spans, postprocess_spans, questions_in, squad_scores
+from ds_distill.tasks.squad import questions_in
+from ds_distill.tasks.squad_answers import postprocess_spans, squad_scores
+from ds_distill.tasks.squad_spans import LENGTH, make_spans
 from ds_distill.utils.console import log, log_if_significant, progress_over
 from ds_distill.utils.errors import UserError
 

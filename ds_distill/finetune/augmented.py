@@ -15,7 +15,8 @@ from ds_distill.finetune.data import Data
 from ds_distill.finetune.features import Features, encode_features
 from ds_distill.run_folder import RunFolder
 from ds_distill.tasks.examples import Examples
-from ds_distill.tasks.squad import Question, make_spans
+from ds_distill.tasks.squad import Question
+from ds_distill.tasks.squad_spans import make_spans
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import read_json_object
 

@@ -17,7 +17,8 @@ from ds_distill.finetune.token_features import WordTokens, encode_sentences, kee
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
 from ds_distill.tasks.own_examples import load_own
-from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, find_unplaced, load_questions, make_spans
+from ds_distill.tasks.squad import Question, Questions, load_questions
+from ds_distill.tasks.squad_spans import LENGTH, Spans, find_unplaced, make_spans
 from ds_distill.utils.errors import UserError
 
 # of a dev set: labels, for SQuAD (questions, spans), or words with their tokens

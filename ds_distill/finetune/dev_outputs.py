@@ -18,7 +18,9 @@ from ds_distill.tasks.dev_outputs import FILE, DevOutputs, find_constant_answer
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.metric_sums import METRIC_SUMS
 from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
-from ds_distill.tasks.squad import Answer, Questions, Spans
+from ds_distill.tasks.squad import Questions
+from ds_distill.tasks.squad_answers import Answer
+from ds_distill.tasks.squad_spans import Spans
 from ds_distill.training.device import default_device
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, EncodedTask, get_split_name
 from ds_distill.finetune.features import Features
-from ds_distill.tasks.squad import LONGEST_QUESTION
+from ds_distill.tasks.squad_spans import LONGEST_QUESTION
 from ds_distill.utils.articles import counted
 from ds_distill.utils.console import TRACE, log, log_if_significant
 

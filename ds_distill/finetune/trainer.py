@@ -23,7 +23,9 @@ from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.models.intermediates import Site
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
-from ds_distill.tasks.squad import Answer, Questions, Spans, postprocess_spans, squad_scores
+from ds_distill.tasks.squad import Questions
+from ds_distill.tasks.squad_answers import Answer, postprocess_spans, squad_scores
+from ds_distill.tasks.squad_spans import Spans
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError

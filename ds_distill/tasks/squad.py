@@ -1,24 +1,15 @@
-"""SQuAD: its questions, the spans of their contexts and the answers that spans yield.
-
-Contexts are divided into overlapping spans that a model can read, and answers are put together from
-them (Devlin et al. 2019, section 4.2).
-"""
+"""SQuAD's questions: where they are read, and which are left out or refused."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
 from ds_distill.data.charset import replace_surrogates
-from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (
     UNREADABLE,
@@ -28,21 +19,11 @@ from ds_distill.tasks.examples import (
     read_rows,
     split_files,
 )
-from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
 from ds_distill.utils.console import log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
-# LENGTH is in tokens of a span. STRIDE is how many of them the next span repeats, as in
-# transformers' run_qa; the authors' code moves on by 128.
-LENGTH, STRIDE = (
-    384,
-    128,
-)
 NEEDED = "a question needs id, question, context and answers, which hold as many `text` as `answer_start`"
-LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
-
-
 MISPLACED = "questions whose answer is not at its answer_start"
 MANY = 0.25  # a share of misplaced answers that can be no accident
 
@@ -73,41 +54,6 @@ class Questions(list[Question]):
     def __init__(self, questions: Iterable[Question] = (), left_out: Counter[str] | None = None):
         super().__init__(questions)
         self.left_out = left_out or Counter()
-
-
-@dataclass
-class Spans:
-    """The spans of questions, one feature per row.
-
-    Args:
-        inputs: The model's inputs by name, as int64 lists of unequal length.
-        cut: How many questions were truncated.
-        question: The number of the row's question.
-        offsets: The characters of each token, None outside of the context.
-        starts: The first token of the answer; 0, the first token, where the span does not hold the
-            answer.
-        ends: The last token of the answer; 0 in the same case.
-    """
-
-    inputs: dict[str, list[list[int]]]
-    cut: int = 0
-    question: list[int] = field(default_factory=list)
-    offsets: list[list[tuple[int, int] | None]] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-
-    def without(self, questions: set[int]) -> Spans:
-        """Return the spans of all other questions."""
-        rows = [row for row, number in enumerate(self.question) if number not in questions]
-        inputs = {name: [values[row] for row in rows] for name, values in self.inputs.items()}
-        return Spans(
-            inputs,
-            self.cut,
-            [self.question[row] for row in rows],
-            [self.offsets[row] for row in rows],
-            [self.starts[row] for row in rows],
-            [self.ends[row] for row in rows],
-        )
 
 
 def load_questions(task: Task, split: str, data: str | None) -> Questions:
@@ -242,191 +188,3 @@ def find_misplaced_answer(question: Question) -> str:
         if (actual := question.context[start : start + len(text)]) != text:
             return f"the answer {text!r} is not at character {start} of its context, which has {actual!r} there"
     return ""
-
-
-def make_spans(
-    questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE
-) -> Spans:
-    """Return the spans of every question: the question itself with each part of its context.
-
-    The question is truncated to 64 tokens. A span has at most `length` tokens, question included,
-    and the parts overlap by `stride`.
-    """
-    question_texts = [q.question.lstrip() for q in questions]
-    alone = tokenizer(
-        question_texts,
-        add_special_tokens=False,
-        truncation=True,
-        max_length=min(LONGEST_QUESTION, length // 2),
-        return_offsets_mapping=True,
-    )
-    cut = sum(bool(encoding.overflowing) for encoding in alone.encodings)
-    # A tokenizer may truncate on the left.
-    question_texts = [
-        text[offsets[0][0] : offsets[-1][1]] if offsets else text
-        for text, offsets in zip(question_texts, alone["offset_mapping"], strict=True)
-    ]
-    room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
-    if room < 8:
-        raise UserError(
-            f"{length} tokens leave no room for a context next to its question; raise finetune.max_length, or give a "
-            "model with more positions"
-        )
-    encoded = tokenizer(
-        question_texts,
-        [q.context for q in questions],
-        truncation="only_second",
-        max_length=length,
-        stride=min(stride, room // 2),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-        return_token_type_ids=True,
-        return_attention_mask=True,
-    )
-    spans = Spans({name: encoded[name] for name in INPUTS}, cut, list(encoded["overflow_to_sample_mapping"]))
-    for row in range(len(spans.question)):
-        pairs = zip(encoded["offset_mapping"][row], encoded.sequence_ids(row), strict=True)
-        spans.offsets.append([tuple(pair) if kind == 1 else None for pair, kind in pairs])
-    covered = [(len(q.context), 0) for q in questions]  # from the first to the last character that has a token
-    for number, offsets in zip(spans.question, spans.offsets, strict=True):
-        pairs_with_text = [pair for pair in offsets if pair and pair[0] < pair[1]] or [covered[number]]
-        covered[number] = (
-            min(covered[number][0], pairs_with_text[0][0]),
-            max(covered[number][1], pairs_with_text[-1][1]),
-        )
-    for number, offsets in zip(spans.question, spans.offsets, strict=True):
-        start, end = _place(questions[number], offsets, *covered[number])
-        spans.starts.append(start)
-        spans.ends.append(end)
-    return spans
-
-
-def find_unplaced(questions: list[Question], spans: Spans) -> set[int]:
-    """Return the numbers of the questions that have an answer which no span holds.
-
-    Either no token stands for that answer, or it is longer than a span.
-    """
-    placed = {
-        number
-        for number, start, end in zip(spans.question, spans.starts, spans.ends, strict=True)
-        if (start, end) != (0, 0)
-    }
-    return {number for number, question in enumerate(questions) if question.answers} - placed
-
-
-def _place(
-    question: Question, offsets: list[tuple[int, int] | None], covered_from: int, covered_to: int
-) -> tuple[int, int]:
-    """Return the first and the last token that share a character with the first answer.
-
-    The result is (0, 0) unless this span holds all of the answer, apart from characters before the
-    first and after the last token of the context. One character may be several tokens: in
-    byte-level BPE each of its bytes, with the same offsets.
-    """
-    if not question.answers:
-        return 0, 0
-    text, first = question.answers[0]
-    first, last = max(first, covered_from), min(first + len(text), covered_to)
-    while first < last and question.context[first].isspace():
-        first += 1
-    while first < last and question.context[last - 1].isspace():
-        last -= 1
-    inside = [(i, *pair) for i, pair in enumerate(offsets) if pair is not None and pair[0] < pair[1]]
-    if first == last or not inside or inside[0][1] > first or inside[-1][2] < last:
-        return 0, 0
-    shared = [i for i, start, stop in inside if stop > first and start < last]
-    return (shared[0], shared[-1]) if shared else (0, 0)
-
-
-@dataclass
-class Answer:
-    """The answers to a question.
-
-    Args:
-        best: (score, text) of the n best answers that are not empty, best first.
-        null_score: The score of the first token, which means no answer: the lowest of all spans.
-    """
-
-    best: list[tuple[float, str]] = field(default_factory=list)
-    null_score: float = float("inf")
-
-    @property
-    def text(self) -> str:
-        """The best answer, or the empty text."""
-        return self.best[0][1] if self.best else ""
-
-    @property
-    def null_odds(self) -> float:
-        """The score of the empty answer minus that of the best answer; infinite without one."""
-        return self.null_score - self.best[0][0] if self.best else float("inf")
-
-
-def postprocess_spans(
-    questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]
-) -> list[Answer]:
-    """Return the answers to all questions, from the logits of their spans.
-
-    An answer is one of the best pairs start ≤ end of at most 30 tokens, within the context.
-
-    Args:
-        questions: The questions.
-        spans: Their spans.
-        starts: The start logits of each span's tokens, at least as many as it has tokens.
-        ends: The end logits, likewise.
-    """
-    answers = [Answer() for _ in questions]
-    for row, number in enumerate(spans.question):
-        offsets, answer = spans.offsets[row], answers[number]
-        inside = np.array([i for i, pair in enumerate(offsets) if pair is not None and pair[1] > pair[0]], dtype=int)
-        answer.null_score = min(answer.null_score, float(starts[row][0] + ends[row][0]))
-        if not len(inside):
-            continue
-        first = inside[np.argsort(-starts[row][inside], kind="stable")[:N_BEST]]
-        last = inside[np.argsort(-ends[row][inside], kind="stable")[:N_BEST]]
-        pairs = [
-            (float(starts[row][i] + ends[row][j]), i, j) for i in first for j in last if i <= j < i + LONGEST_ANSWER
-        ]
-        context = questions[number].context
-        answer.best += [
-            (score, context[offsets[i][0] : offsets[j][1]]) for score, i, j in sorted(pairs, reverse=True)[:N_BEST]
-        ]
-    for answer in answers:
-        answer.best = sorted(answer.best, key=lambda pair: -pair[0])[:N_BEST]
-    return answers
-
-
-def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
-    """Return exact_match and f1, as shares of all questions.
-
-    Where some questions have no answer (2.0), each metric gets the best threshold above which the
-    empty answer is given, as the official script's best_exact and best_f1. Then `threshold` is that
-    of f1, and has_answer_f1 and no_answer_f1 are its parts at this threshold. None means not
-    measured, because there is no such question.
-    """
-    if not questions:
-        return {"f1": None, "exact_match": None}
-    exact = [exact_match(a.text, q.references) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
-    f1 = [overlap_f1(a.text, q.references) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
-    answerable = [bool(q.answers) for q in questions]
-    if all(answerable):
-        return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
-    odds = [a.null_odds for a in answers]
-    best_exact, _ = best_threshold(exact, answerable, odds)
-    threshold: float | None
-    best_f1, threshold = best_threshold(f1, answerable, odds)
-    # Where the empty answer is the only one, the odds are infinite.
-    is_answered = [odd <= threshold for odd in odds]
-    parts: dict[bool, list[float]] = {
-        True: [answered * score for answered, score, has in zip(is_answered, f1, answerable, strict=True) if has],
-        False: [not answered for answered, has in zip(is_answered, answerable, strict=True) if not has],
-    }
-    finite = [odd for odd in odds if math.isfinite(odd)]
-    if not math.isfinite(threshold):  # Empty answers to all questions score best.
-        threshold = min(finite) - 1 if finite else None
-    return {
-        "f1": best_f1,
-        "exact_match": best_exact,
-        "threshold": threshold,
-        "has_answer_f1": float(np.mean(parts[True])) if parts[True] else None,
-        "no_answer_f1": float(np.mean(parts[False])),
-    }

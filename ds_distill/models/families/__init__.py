@@ -82,7 +82,10 @@ def check_positions(config, length: int, what: str) -> None:
     """Raise UserError where `what`, a model of this config, cannot read sequences of `length` tokens."""
     positions = get_family_by_type(config.model_type).positions(config)
     if length > positions:
-        raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions; use {positions} or less")
+        raise UserError(
+            f"data.sequence_length = {length}: {what} has {positions} positions; give --data.sequence_length "
+            f"{positions} or less"
+        )
 
 
 def could_recompute(config, training) -> bool:

@@ -25,7 +25,9 @@ from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import get_task
-from ds_distill.tasks.squad import make_spans, postprocess_spans, questions_in, squad_scores
+from ds_distill.tasks.squad import questions_in
+from ds_distill.tasks.squad_answers import postprocess_spans, squad_scores
+from ds_distill.tasks.squad_spans import make_spans
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, POSITIONS, save_encoder
 

@@ -197,7 +197,9 @@ def test_new_positions_are_no_more_than_berts():
 
 def test_a_student_that_reads_less_than_its_teacher_is_refused():
     recipe = Recipe(data=Data(sequence_length=1024), student=Student(family="bert"))
-    with pytest.raises(UserError, match="sequence_length = 1024: the student has 512 positions; use 512 or less"):
+    with pytest.raises(
+        UserError, match="sequence_length = 1024: the student has 512 positions; give --data.sequence_length 512"
+    ):
         Estimator(recipe, [find_known_model("ModernBERT-base")], DEVICES["h100"])
 
 

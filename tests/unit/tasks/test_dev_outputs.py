@@ -9,7 +9,8 @@ from ds_distill.finetune.dev_outputs import score_questions
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.dev_outputs import DevOutputs, find_constant_answer
 from ds_distill.tasks.metrics import METRICS
-from ds_distill.tasks.squad import Answer, Question, Questions, squad_scores
+from ds_distill.tasks.squad import Question, Questions
+from ds_distill.tasks.squad_answers import Answer, squad_scores
 from ds_distill.utils.errors import UserError
 
 TEXTS = st.sampled_from(["a red house", "red house", "blue", "the", ""])

@@ -12,15 +12,9 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.metrics import normalize_answer
-from ds_distill.tasks.squad import (
-    Answer,
-    Question,
-    find_unplaced,
-    load_questions,
-    make_spans,
-    postprocess_spans,
-    squad_scores,
-)
+from ds_distill.tasks.squad import Question, load_questions
+from ds_distill.tasks.squad_answers import Answer, postprocess_spans, squad_scores
+from ds_distill.tasks.squad_spans import find_unplaced, make_spans
 from ds_distill.utils.errors import UserError
 from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
 
