@@ -5,28 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from transformers import PretrainedConfig
 
-from ds_distill.data.shares import Shares
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import ENOUGH, HEADROOM, Estimator
 from ds_distill.estimate.hardware import (
-    CPU_LONG,
-    CPU_SHORT,
-    DEVICES,
-    H100_LARGE,
-    H100_SMALL,
     Device,
     find_device,
-    is_measured,
 )
 from ds_distill.estimate.known_models import KnownModel
 from ds_distill.estimate.memory import GIB
 from ds_distill.estimate.result import expected_result
 from ds_distill.estimate.scaling import NETWORK, Exchange, Scale, scale, strong_scaling
+from ds_distill.estimate.sentence import write_sentence
+from ds_distill.estimate.speed import Speed, find_speed, less_network
 from ds_distill.models.families import could_recompute
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.student import count_parameters
@@ -36,27 +31,6 @@ from ds_distill.utils.errors import UserError
 
 BERT_VOCABULARY = 30_522  # tokens of BERT's uncased tokenizer, in which corpora are counted
 NODE = 8  # GPUs that exchange within a node, where this is faster than the network and is not counted
-# From this share of fixed cost on, a plan advises larger batches.
-LARGE_FIXED_SHARE = 0.25
-_NOT_COUNTED = "communication between them is not counted"
-_COUNTED = "the time of their exchange is added in full"
-
-
-class Speed(NamedTuple):
-    """How fast all ranks together are, and how that is known.
-
-    Args:
-        tokens_per_second: Tokens per second of all ranks.
-        kind: "given", "measured" (here), "estimated" (from measurements on this kind of GPU) or
-            "extrapolated".
-        basis: What the rate comes from, in words.
-        notes: Sentences on what it does not cover.
-    """
-
-    tokens_per_second: float
-    kind: str
-    basis: str
-    notes: list[str]
 
 
 def plan(
@@ -109,11 +83,11 @@ def plan(
     training.micro_batch_size = micro_batch_size
     rows = _memory_rows(estimator, micro_batch_size, ranks, available, in_use)
     step_tokens, total_tokens = _run_tokens(recipe, estimator.length, tokens, epoch)
-    speed = _speed(estimator, gpu, micro_batch_size, ranks, tokens_per_second, total_tokens)
+    speed = find_speed(estimator, gpu, micro_batch_size, ranks, tokens_per_second, total_tokens)
     student_parameters = count_parameters(estimator.student)
     scaling = _scaling(estimator, device, speed, ranks, student_parameters, micro_batch_size, network)
     if scaling and speed.kind != "given" and ranks > NODE:
-        speed = _less_network(speed, scaling(ranks).tokens_per_second, network)
+        speed = less_network(speed, scaling(ranks).tokens_per_second, network)
     rate = speed.tokens_per_second
     flops, first = estimator.flops_per_token, estimator.configs[0]
     hours = total_tokens / rate / 3600 if total_tokens else None
@@ -175,7 +149,7 @@ def plan(
         ),
         "notes": notes,
     }
-    return {"sentence": _sentence(estimate, teachers, recipe, stage)} | estimate
+    return {"sentence": write_sentence(estimate, teachers, recipe, stage)} | estimate
 
 
 def _scaling(
@@ -205,15 +179,6 @@ def _scaling(
         return scale(devices, sequences, estimator.length, micro_batch_size, rate, exchange, network)
 
     return one
-
-
-def _less_network(speed: Speed, tokens_per_second: float, network: float) -> Speed:
-    """Return a rate of several nodes with what their devices exchange counted."""
-    return speed._replace(
-        tokens_per_second=tokens_per_second,
-        basis=f"{speed.basis}, less the exchange of gradients and weights at {network:g} GB/s per device",
-        notes=[note.replace(_NOT_COUNTED, _COUNTED) for note in speed.notes],
-    )
 
 
 def _memory_rows(
@@ -258,83 +223,6 @@ def _run_tokens(recipe: Recipe, length: int, tokens: str | None, epoch: EpochSiz
     return step_tokens, total_tokens
 
 
-def _speed(
-    estimator: Estimator,
-    gpu: str | None,
-    micro_batch_size: int,
-    ranks: int,
-    tokens_per_second: float | None,
-    total_tokens: int | None,
-) -> Speed:
-    """Return the rate of all ranks: the given one, or that of a kind of GPU, or one measured here."""
-    if tokens_per_second is not None:
-        return Speed(tokens_per_second, "given", "given", [])
-    batch = estimator.recipe.training.global_batch_size
-    filled, notes = Shares(batch, micro_batch_size, ranks).filled_fraction, []
-    useful = ranks * (1 - filled)  # ranks' worth of rows that the losses count
-    if filled:
-        notes.append(
-            f"{ranks} ranks cannot have equal shares of training.global_batch_size = {batch}: {filled:.1%} of the "
-            "computed rows only fill up the smaller ones."
-        )
-    if gpu is None:
-        sequences = min(micro_batch_size, 4) if estimator.device.type == "cpu" else micro_batch_size
-        rate = estimator.measure_rate(sequences, (total_tokens or math.inf) / ranks)
-        basis = "forward and backward of one rank measured here, × ranks"
-        if estimator.device.type == "cpu":
-            known = CPU_LONG if estimator.length > 2 * CPU_SHORT.length else CPU_SHORT
-            notes.append(
-                f"For comparison: BERT-base to DistilBERT ran at {known.tokens_per_second:.0f} tokens per second with "
-                f"sequences of {known.length} tokens on {known.device} ({known.date}, {known.report})."
-            )
-        return Speed(rate * useful, "measured", basis, notes)
-    device, reference = find_device(gpu), DEVICES["h100"]
-    one = estimator.known_rate(device, micro_batch_size)
-    measured = is_measured(gpu.lower())
-    basis = (
-        f"{H100_SMALL.tokens_per_second:,.0f} and {H100_LARGE.tokens_per_second:,.0f} tokens per second, measured on "
-        f"one {reference.title} on {H100_SMALL.date}"
-    )
-    notes += [
-        f"The rate is scaled from BERT-base to DistilBERT at {H100_SMALL.sequences} × {H100_SMALL.length} and "
-        f"{H100_LARGE.sequences} × {H100_LARGE.length} tokens per step ({H100_SMALL.report}) to these models and "
-        "batches. Evaluations, checkpoints and the preparation of text come on top."
-    ]
-    if not measured:
-        basis += (
-            f", scaled to the peak ({device.tflops:g} of {reference.tflops:g} TFLOP/s) and the memory bandwidth "
-            f"({device.bandwidth:,} of {reference.bandwidth:,} GB/s) of the data sheet"
-        )
-        notes.append(
-            f"No {device.title} was measured: the rate is an upper estimate, and a card with a low power limit stays "
-            f"further below its peak. Source: {device.source}."
-        )
-    if ranks > 1:
-        basis += f", × {ranks} devices"
-        notes.append(
-            "Training on several GPUs was not measured: the rate is that of one times their number, and "
-            f"{_NOT_COUNTED}."
-        )
-    recipe = estimator.recipe
-    if recipe.data.mode != "packed":
-        notes.append(
-            f"data.mode = {recipe.data.mode} was not measured: it takes longer, since padding is computed too and its "
-            "blocks are not compiled."
-        )
-    if recipe.training.compile == "off":
-        notes.append("training.compile = off was not measured: it takes longer.")
-    if recipe.training.gradient_checkpointing:
-        notes.append("Gradient checkpointing was not measured: its second forward takes longer.")
-    if one.fixed_share > LARGE_FIXED_SHARE:
-        notes.append(
-            f"Some {one.fixed_share:.0%} of the time is the fixed cost of a micro-batch, since one has only "
-            f"{micro_batch_size * estimator.length:,} tokens; a larger training.global_batch_size and micro_batch_size "
-            "are faster."
-        )
-    kind = "estimated" if measured and ranks == 1 else "extrapolated"
-    return Speed(one.tokens_per_second * useful, kind, basis, notes)
-
-
 def _advice(own_row: dict, rows: list[dict], largest: int, training: Training, config: PretrainedConfig) -> str:
     if own_row["fits"] == "yes":
         return "fits" + (
@@ -349,56 +237,3 @@ def _advice(own_row: dict, rows: list[dict], largest: int, training: Training, c
         return f"does not fit; use ZeRO stage {other} (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
     checkpointing = ", set training.gradient_checkpointing = true" if could_recompute(config, training) else ""
     return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
-
-
-def _sentence(estimate: dict, teachers: Sequence[ModelFolder | KnownModel], recipe: Recipe, stage: int) -> str:
-    """Return the plan in one sentence."""
-    ranks, rate, price = estimate["ranks"], estimate["tokens_per_second"], estimate["price_per_device_hour"]
-    machine = estimate["gpu"] or f"this machine's {'CPU' if estimate['device'] == 'cpu' else 'GPU'}"
-    count = f"{ranks} × " if ranks > 1 else "one " if estimate["gpu"] else ""
-    verdict, _, remedy = estimate["advice"].partition("; ")
-    place = "" if "ZeRO stage" in verdict else f" at ZeRO stage {stage}"
-    need = estimate["stages"][stage]["peak"]
-    names = " and ".join(teacher.name for teacher in teachers)
-    start = (
-        f"Estimate: distilling {names} on {count}{machine} {verdict}{place} with micro-batches of "
-        f"{estimate['micro_batch_size']} × {recipe.data.sequence_length} tokens, which need {need:.1f} of "
-        f"{estimate['memory_gib']} GiB per device"
-    )
-    if not verdict.startswith("fits"):
-        return f"{start}; {remedy}."
-    tokens = estimate["tokens"] or 1e9
-    run = f"{_number(tokens)} tokens" if estimate["tokens"] else "a billion tokens"
-    corpus, epochs = estimate["corpus"], recipe.training.epochs
-    if corpus and not recipe.training.max_tokens and (corpus["title"] or epochs > 1):
-        run += f" ({epochs} epoch{'s' if epochs > 1 else ''} of {corpus['title'] or _number(corpus['tokens'])})"
-    hours = tokens / rate / 3600
-    kind = {"given": "at the given rate", "measured": "at the rate measured here"}.get(
-        estimate["rate_kind"], estimate["rate_kind"]
-    )
-    cost = (
-        f" and cost about {_dollars(hours * ranks * price)} at {_dollars(price)} per device and hour" if price else ""
-    )
-    return f"{start}, and {run} take about {_duration(hours)} ({kind}){cost}."
-
-
-def _number(tokens: float) -> str:
-    """Return a number of tokens in words: 12.9 billion."""
-    for unit, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
-        if tokens >= unit:
-            return f"{tokens / unit:.3g}{word}"
-    return f"{tokens:,.0f}"
-
-
-def _duration(hours: float) -> str:
-    """Return a duration in its natural unit."""
-    if hours < 1 / 60:
-        return f"{hours * 3600:.2g} seconds"
-    if hours < 1:
-        return f"{hours * 60:.0f} minutes"
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
-
-
-def _dollars(amount: float) -> str:
-    """Return an amount of US dollars."""
-    return f"${amount:,.2f}" if amount < 100 else f"${amount:,.0f}"
