@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.cli import count, user_errors
+from ds_distill.compression.rounding import round_weight
 from ds_distill.exporters.model import ExportModel, load_source
 from ds_distill.exporters.parity import MARGIN_NATS, Batch, agreement_shares, get_top1, text_batches
 from ds_distill.reporting.tables import table
@@ -46,7 +47,7 @@ def grouped(x: Tensor, size: int) -> Tensor:
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "per column": lambda w: symmetric(w, 1),
-    "per column, 7 bits": lambda w: symmetric(w, 1, 63),
+    "per column, neighbors fit together": lambda w: round_weight(w, paired=True),
     "per 32 values": lambda w: grouped(w, 32),
 }
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,7 +61,7 @@ ROWS = [
     *((w, None) for w in WEIGHTS),
     *((None, a) for a in ACTIVATIONS),
     *(("per column", a) for a in ACTIVATIONS),
-    ("per column, 7 bits", "per token, asymmetric"),
+    ("per column, neighbors fit together", "per token, asymmetric"),
     ("per 32 values", "per 32 values"),
 ]
 

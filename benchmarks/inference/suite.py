@@ -20,7 +20,6 @@ from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BACKENDS, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
-from ds_distill.compression.rounding import FULL_RANGE
 from ds_distill.exporters.int4 import write_onnx_int4, write_openvino_int4
 from ds_distill.exporters.int8 import full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import ExportModel, load_source
@@ -94,9 +93,9 @@ def prepare(
             if any(wanted):
                 write_onnx(source, files / "fp32.onnx")
             if "int8.onnx" in wanted:
-                write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
+                write_onnx_int8(files / "fp32.onnx", files / "int8.onnx", paired=True)
             if "int8_vnni.onnx" in wanted:
-                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", FULL_RANGE)
+                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", paired=False)
             if "int4.onnx" in wanted:
                 write_onnx_int4(files / "fp32.onnx", files / "int4.onnx")
             if "openvino_int4.xml" in wanted:

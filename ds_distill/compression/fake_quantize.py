@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ds_distill.compression.rounding import (
-    FULL_RANGE,
     GROUP,
     LARGE,
-    REDUCED_RANGE,
     round_activation,
     round_groups,
     round_weight,
@@ -48,9 +46,9 @@ class Arithmetic:
     dimensions: int
 
 
-def _int8(steps: int) -> Arithmetic:
+def _int8(*, paired: bool) -> Arithmetic:
     """Return an int8 file's arithmetic, which leaves the product of a head that reads one token as it is."""
-    weight, table = partial(round_weight, steps=steps), partial(round_weight, steps=FULL_RANGE)
+    weight, table = partial(round_weight, paired=paired), partial(round_weight, paired=False)
     return Arithmetic(weight, table, round_activation, outputs=1, dimensions=3)
 
 
@@ -59,8 +57,8 @@ def _as_it_is(values: Tensor) -> Tensor:
 
 
 ARITHMETIC: dict[QuantizedFormat, Arithmetic] = {
-    "onnx-int8": _int8(REDUCED_RANGE),
-    "onnx-int8-vnni": _int8(FULL_RANGE),
+    "onnx-int8": _int8(paired=True),
+    "onnx-int8-vnni": _int8(paired=False),
     "onnx-int4": Arithmetic(round_groups, round_groups, _as_it_is, outputs=GROUP, dimensions=2),
 }
 

@@ -1,8 +1,13 @@
 """What a quantized file rounds: the numbers that its writer and the training in its arithmetic share.
 
-Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Four-bit files have a
-scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte times the row's
-power of two, which every runtime's number format holds exactly, and which takes half the bytes of fp16.
+Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Without VNNI (vpdpbusd), x86
+adds the products of two neighbors of a row in 16 bits (vpmaddubsw), silently saturated. 2 · 255 · 127 does not fit into
+them, 255 · 128 does. A file that must be right everywhere is therefore `paired`: two neighbors of one sign have codes
+of at most 128 together. Few weights of a row are that large, and so few of its neighbors that this costs a fifth of the
+steps, where half of them would go if each code had to stay below 64.
+
+Four-bit files have a scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte
+times the row's power of two, which every runtime's number format holds exactly, and which takes half the bytes of fp16.
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# the largest int8 code of a weight, see exporters/int8.py
-FULL_RANGE, REDUCED_RANGE = 127, 63
+LARGEST = 127  # int8 code of a weight
+PAIR = 128  # of the codes of two neighbors of one sign together, where a file is paired
 LARGE = 1_000_000  # lookup tables of more values are rounded: vocabularies are, positions are not
 SMALLEST = 1e-12  # of an int8 scale's numerator
 LEVELS = 255  # of an activation
@@ -71,16 +76,32 @@ def round_groups(weight: Tensor) -> Tensor:
     return _pass_through(weight, rows.view(weight.shape))
 
 
-def round_weight(weight: Tensor, steps: int) -> Tensor:
-    """Return a weight as the int8 files have it: codes from −steps to steps, with a scale for each row.
+def row_scales(weight: Tensor, *, paired: bool) -> Tensor:
+    """Return the int8 scales of a weight's rows, fp32 [..., 1], with which no nearest code is too large.
 
     Args:
         weight: [out, in], or rows of a table [..., H].
-        steps: The largest code.
+        paired: Whether neighbors, the inputs 2 i and 2 i + 1, must fit together.
     """
     exact = weight.detach().float()
-    scales = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / steps
-    return _pass_through(weight, (exact / scales).round() * scales)
+    largest = exact.abs().amax(-1, keepdim=True)
+    if paired and exact.shape[-1] > 1:
+        odd = exact[..., 1::2]
+        even = exact[..., ::2][..., : odd.shape[-1]]
+        # Of neighbors of two signs, the sum is smaller than one of them.
+        largest = torch.maximum(largest, (even + odd).abs().amax(-1, keepdim=True))
+    return largest.clamp_min(SMALLEST) / LARGEST  # two codes are rounded up to one more than 127 together
+
+
+def round_weight(weight: Tensor, *, paired: bool) -> Tensor:
+    """Return a weight as the int8 files have it: the nearest codes, with a scale for each row.
+
+    Args:
+        weight: [out, in], or rows of a table [..., H].
+        paired: As for `row_scales`.
+    """
+    scales = row_scales(weight, paired=paired)
+    return _pass_through(weight, (weight.detach().float() / scales).round() * scales)
 
 
 def round_activation(values: Tensor) -> Tensor:

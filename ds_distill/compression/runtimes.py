@@ -63,7 +63,7 @@ def _load_exported(source: ExportModel, runtime: str, scratch: Path) -> Runner:
     if runtime == "onnxruntime":
         return OnnxRunner(graph)
     if runtime == "onnxruntime-int8":
-        write_onnx_int8(graph, scratch / "int8.onnx")
+        write_onnx_int8(graph, scratch / "int8.onnx", paired=True)
         return OnnxRunner(scratch / "int8.onnx")
     if runtime == "openvino":
         return OpenvinoRunner(graph)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ds_distill.compression.rounding import FULL_RANGE
 from ds_distill.exporters.int4 import write_onnx_int4, write_openvino_int4
 from ds_distill.exporters.int8 import full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.int8_calibration import Inputs, collect_inputs
@@ -104,7 +103,7 @@ FORMATS = {
         f"ONNX Runtime, opset {OPSET}",
         NEEDS_ONNX,
         False,
-        lambda job, file: write_onnx_int8(job.graph, file, calibration=job.calibration),
+        lambda job, file: write_onnx_int8(job.graph, file, paired=True, calibration=job.calibration),
         OnnxRunner,
         RUN_ONNX,
         calibrated=True,
@@ -114,7 +113,7 @@ FORMATS = {
         f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
         NEEDS_ONNX,
         False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE, job.calibration),
+        lambda job, file: write_onnx_int8(job.graph, file, paired=False, calibration=job.calibration),
         OnnxRunner,
         RUN_ONNX,
         full_range_unavailable_reason,

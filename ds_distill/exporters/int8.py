@@ -6,10 +6,8 @@ each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al.
 and each column of a weight has its own scale. The vocabulary matrix serves as embedding and as
 projection. It is stored once, with one scale per token.
 
-Without VNNI (vpdpbusd), x86 adds pairs of products in 16 bits (vpmaddubsw). 2 · 255 · 127 does not
-fit into them, and the sum is silently saturated. 2 · 255 · 63 fits. A file that must be right
-everywhere therefore has REDUCED_RANGE steps in each direction for its weights. A file for processors with
-VNNI, or ARM's counterpart, has FULL_RANGE.
+What the codes of a weight may be for the sums to be right on every processor, `compression.rounding` says. A file for
+processors with VNNI, or ARM's counterpart, need not be `paired`.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ds_distill.compression.rounding import FULL_RANGE, LARGE, REDUCED_RANGE
+from ds_distill.compression.rounding import LARGE, LARGEST, row_scales
 from ds_distill.exporters.int8_calibration import (
     Inputs,
     find_weight,
-    get_scales,
     round_with_feedback,
     smoothing_factors,
 )
@@ -39,21 +37,18 @@ from ds_distill.exporters.onnx_editor import OnnxEditor
 GROUP = 384
 
 
-def quantize(weight: np.ndarray, axis: int, steps: int = FULL_RANGE) -> tuple[np.ndarray, np.ndarray]:
-    """Return (int8 codes from -steps to steps, fp32 scales along `axis`), codes · scales nearest to `weight`.
+def quantize(weight: np.ndarray, *, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (int8 codes [rows, columns], fp32 scales [rows]), codes · scales nearest to `weight`.
 
     Args:
-        weight: [rows, columns].
-        axis: The axis that the scales belong to.
-        steps: The largest code.
+        weight: [rows, columns]; a product sums over the columns.
+        paired: Whether neighbors must fit together, see `compression.rounding`.
     """
-    scales = get_scales(weight, axis, steps)
-    return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
+    scales = row_scales(torch.tensor(weight), paired=paired).numpy()
+    return np.rint(weight / scales).astype(np.int8), scales[:, 0]
 
 
-def write_onnx_int8(
-    graph: Path, file: Path, steps: int = REDUCED_RANGE, calibration: Mapping[str, Inputs] | None = None
-) -> None:
+def write_onnx_int8(graph: Path, file: Path, *, paired: bool, calibration: Mapping[str, Inputs] | None = None) -> None:
     """Write the fp32 ONNX file `graph` with int8 for every MatMul by a constant matrix and for every large table.
 
     The result uses standard operators only.
@@ -61,20 +56,20 @@ def write_onnx_int8(
     Args:
         graph: The file to read.
         file: The file to write.
-        steps: FULL_RANGE or REDUCED_RANGE, for the weights.
+        paired: Whether it is right on every processor, see `compression.rounding`.
         calibration: What `int8_calibration.collect_inputs` has returned of this file; without it, every weight is
             rounded to the nearest.
     """
     import onnx_ir
 
     model = onnx_ir.load(graph)
-    OnnxQuantizer(model.graph, steps, calibration or {}).run()
+    OnnxQuantizer(model.graph, calibration or {}, paired=paired).run()
     save_graph(model, file)
 
 
 @functools.cache
 def full_range_unavailable_reason() -> str | None:
-    """Return why ONNX Runtime cannot run a file of FULL_RANGE steps on this processor, or None.
+    """Return why ONNX Runtime cannot run a file that is not paired on this processor, or None.
 
     It is asked for a product whose sums do not fit 16 bits.
     """
@@ -93,9 +88,9 @@ def full_range_unavailable_reason() -> str | None:
     proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
     product_values = session.run(
-        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL_RANGE, np.int8)}
+        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), LARGEST, np.int8)}
     )[0]
-    if (product_values == 64 * 255 * FULL_RANGE).all():
+    if (product_values == 64 * 255 * LARGEST).all():
         return None
     return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
@@ -103,9 +98,9 @@ def full_range_unavailable_reason() -> str | None:
 class OnnxQuantizer(OnnxEditor):
     """Quantizes an ONNX graph in one pass."""
 
-    def __init__(self, graph, steps: int, calibration: Mapping[str, Inputs]):
+    def __init__(self, graph, calibration: Mapping[str, Inputs], *, paired: bool):
         super().__init__(graph, "int8")
-        self.steps, self.calibration = steps, calibration
+        self.calibration, self.paired = calibration, paired
         # an activation → its codes, steps and least values, shared by the products that read it
         self.rows: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
@@ -123,7 +118,7 @@ class OnnxQuantizer(OnnxEditor):
             ):
                 # a table that a product reads too has its codes already
                 if table not in self.tables:
-                    self.tables[table] = self.constants_of_rows(*quantize(table.const_value.numpy(), 0, FULL_RANGE))
+                    self.tables[table] = self.constants_of_rows(*quantize(table.const_value.numpy(), paired=False))
                 self.lookup(node, table)
         self.drop_unused()
 
@@ -141,10 +136,11 @@ class OnnxQuantizer(OnnxEditor):
         """Return (codes [K, N], scales [N]) of the matrix of a product."""
         matrix, value = get_matrix(node), node.inputs[0]
         if value not in self.factors:
-            return quantize(matrix, axis=1, steps=self.steps)
+            codes, scales = quantize(matrix.T, paired=self.paired)
+            return np.ascontiguousarray(codes.T), scales
         factors = self.factors[value]
         gram = self.calibration[value.name].gram / np.outer(factors, factors).astype(np.float64)
-        return round_with_feedback(matrix * factors[:, None], gram, self.steps)
+        return round_with_feedback(matrix * factors[:, None], gram, paired=self.paired)
 
     def constants_of_rows(self, codes: np.ndarray, scales: np.ndarray):
         """Return (codes [V, H], scales [V]) of a table as constants."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_distill.compression.rounding import SMALLEST
+from ds_distill.compression.rounding import LARGEST, PAIR, SMALLEST, row_scales
 from ds_distill.compression.surgeon import damped
 from ds_distill.exporters.onnx import save_graph
 from ds_distill.exporters.runtimes import OnnxRunner
@@ -102,33 +102,37 @@ def smoothing_factors(inputs: Inputs, matrices: Sequence[np.ndarray]) -> np.ndar
     return np.exp(np.clip(logs - np.median(logs), -spread, spread)).astype(np.float32)
 
 
-def get_scales(weight: np.ndarray, axis: int, steps: int) -> np.ndarray:
-    """Return fp32 scales along `axis` of a weight [rows, columns]: the largest value of each has the code `steps`."""
-    return np.maximum(np.abs(weight).max(axis=1 - axis), SMALLEST).astype(np.float32) / steps
-
-
-def round_with_feedback(weight: np.ndarray, gram: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (int8 codes [K, N] from -steps to steps, fp32 scales [N]) of a matrix, of little error in its products.
+def round_with_feedback(weight: np.ndarray, gram: np.ndarray, *, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (int8 codes [K, N], fp32 scales [N]) of a matrix, of little error in its products.
 
     Args:
         weight: [K, N].
         gram: The sum of x xᵀ over the inputs x of a text, [K, K].
-        steps: The largest code.
+        paired: Whether neighbors must fit together, see `compression.rounding`.
     """
-    scales = get_scales(weight, 1, steps)
+    step = row_scales(torch.from_numpy(weight.T), paired=paired).squeeze(1)
     # What counts most comes first, while the others can make up for it.
     order = np.argsort(-np.diagonal(gram), kind="stable")
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(torch.from_numpy(gram[np.ix_(order, order)]))))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
-    left, step = torch.from_numpy(weight[order].astype(np.float32)), torch.from_numpy(scales)
-    codes = torch.empty(left.shape, dtype=torch.int8)
+    left = torch.from_numpy(weight[order].astype(np.float32))
+    codes = torch.zeros(left.shape)  # in the order of the weight
     for begin in range(0, len(left), BLOCK):
         end = min(begin + BLOCK, len(left))
         errors = torch.empty(end - begin, left.shape[1])
         for row in range(begin, end):
-            code = (left[row] / step).round().clamp(-steps, steps)
-            codes[row] = code.to(torch.int8)
+            neighbor = order[row] ^ 1
+            code = _clamp((left[row] / step).round(), codes[neighbor] if paired and neighbor < len(codes) else None)
+            codes[order[row]] = code
             errors[row - begin] = (left[row] - code * step) / upper[row, row]
             left[row + 1 : end] -= upper[row, row + 1 : end, None] * errors[row - begin]
         left[end:] -= upper[begin:end, end:].T @ errors
-    return codes.numpy()[np.argsort(order)], scales
+    return codes.to(torch.int8).numpy(), step.numpy()
+
+
+def _clamp(codes: torch.Tensor, neighbors: torch.Tensor | None) -> torch.Tensor:
+    """Return codes that fit, also beside their neighbors; those that are still to be rounded are 0."""
+    if neighbors is None:
+        return codes.clamp(-LARGEST, LARGEST)
+    most, least = PAIR - neighbors.clamp_min(0), -PAIR - neighbors.clamp_max(0)
+    return codes.clamp(least.clamp_min(-LARGEST), most.clamp_max(LARGEST))

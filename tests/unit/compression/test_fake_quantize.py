@@ -17,8 +17,6 @@ from transformers import (
 
 from ds_distill.compression.fake_quantize import ARITHMETIC, fake_quantize, unquantize
 from ds_distill.compression.rounding import (
-    FULL_RANGE,
-    REDUCED_RANGE,
     round_activation,
     round_groups,
     round_weight,
@@ -75,11 +73,11 @@ def outputs_around(source, inputs, format):
 
 @pytest.mark.parametrize("family, head", [*CASES, *HEADED])
 def test_it_computes_what_the_exported_file_computes(family, head, tmp_path):
-    """The reduced range alone: a file of the full range is right on processors with VNNI only."""
+    """The paired file alone: the other is right on processors with VNNI only."""
     source = load_source(str(save_model(family, head, tmp_path / "model")))
     batch = text_batches(source, [], sequences=4)[0]
     write_onnx(source, tmp_path / "fp32.onnx")
-    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", REDUCED_RANGE)
+    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", paired=True)
     expected = OnnxRunner(tmp_path / "int8.onnx")(batch.inputs)
     for whole, mine, after, file in zip(*outputs_around(source, batch.inputs, "onnx-int8"), expected, strict=True):
         real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
@@ -135,13 +133,13 @@ def files_compute_the_same(source, head, folder):
             assert np.array_equal(after, whole), "and floats again"
 
 
-@pytest.mark.parametrize("steps", [REDUCED_RANGE, FULL_RANGE])
-def test_a_weight_is_rounded_as_the_export_does(steps):
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_weight_is_rounded_as_the_export_does(paired):
     weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    codes, scales = quantize(weight.numpy(), axis=0, steps=steps)
+    codes, scales = quantize(weight.numpy(), paired=paired)
     expected = codes.astype(np.float32) * scales[:, None]
-    np.testing.assert_allclose(round_weight(weight, steps).numpy(), expected, rtol=1e-6)
-    assert not round_weight(torch.zeros(2, 3), steps).any()
+    np.testing.assert_allclose(round_weight(weight, paired=paired).numpy(), expected, rtol=1e-6)
+    assert not round_weight(torch.zeros(2, 3), paired=paired).any()
 
 
 def test_an_activation_has_255_steps_of_its_own_range():
@@ -157,7 +155,7 @@ def test_an_activation_has_255_steps_of_its_own_range():
 
 def test_gradients_pass_through_the_rounding():
     values = torch.randn(3, 8, requires_grad=True)
-    for rounded in (lambda weight: round_weight(weight, 63), round_groups):
+    for rounded in (lambda weight: round_weight(weight, paired=True), round_groups):
         weight = torch.randn(5, 8, requires_grad=True)
         values.grad = None
         out = round_activation(values) @ rounded(weight).T

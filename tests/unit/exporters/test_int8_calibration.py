@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ds_distill.cli import main
-from ds_distill.compression.rounding import FULL_RANGE, REDUCED_RANGE
+from ds_distill.compression.rounding import LARGEST, PAIR
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.int8_calibration import Inputs, collect_inputs, round_with_feedback, smoothing_factors
 from ds_distill.exporters.model import load_source
@@ -16,6 +16,7 @@ from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import SAMPLE, text_batches, torch_runner
 from ds_distill.exporters.runtimes import OnnxRunner
 from tests.tiny import save_encoder
+from tests.unit.exporters.test_int8 import largest_pair
 
 
 def correlated_inputs(seed: int, tokens: int, width: int) -> np.ndarray:
@@ -24,26 +25,27 @@ def correlated_inputs(seed: int, tokens: int, width: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)
-@given(st.integers(0, 1000), st.integers(16, 150), st.sampled_from([FULL_RANGE, REDUCED_RANGE, 7]))
-def test_products_with_feedback_are_nearer(seed, width, steps):
+@given(st.integers(0, 1000), st.integers(16, 150), st.booleans())
+def test_products_with_feedback_are_nearer(seed, width, paired):
     """Over many columns: each code is chosen once, so that of a single column of few rows the nearest may be better."""
     columns = 64
     x = correlated_inputs(seed, 3 * width, width)
     weight = np.random.default_rng(seed + 1).normal(size=(width, columns)).astype(np.float32)
-    codes, scales = round_with_feedback(weight, (x.T @ x).astype(np.float64), steps)
-    nearest, same = quantize(weight, axis=1, steps=steps)
-    assert codes.dtype == np.int8 and np.abs(codes.astype(int)).max() <= steps and np.array_equal(scales, same)
-    errors = [np.square(x @ (each * scales - weight)).sum() for each in (codes, nearest)]
+    codes, scales = round_with_feedback(weight, (x.T @ x).astype(np.float64), paired=paired)
+    nearest, same = quantize(np.ascontiguousarray(weight.T), paired=paired)
+    assert codes.dtype == np.int8 and np.array_equal(scales, same)
+    assert np.abs(codes.astype(int)).max() <= LARGEST and (not paired or largest_pair(codes.T) <= PAIR)
+    errors = [np.square(x @ (each * scales - weight)).sum() for each in (codes, nearest.T)]
     assert errors[0] < 0.7 * errors[1]
 
 
 def test_what_needs_no_rounding_stays():
     random = np.random.default_rng(0)
     codes = random.integers(-63, 64, size=(40, 6)).astype(np.int8)
-    codes[0] = 63
+    codes[:2] = [[127], [0]]
     x = correlated_inputs(1, 100, 40)
     x[:, 3] = 0  # an input that the text never has
-    found, scales = round_with_feedback(codes * np.float32(0.5), (x.T @ x).astype(np.float64), 63)
+    found, scales = round_with_feedback(codes * np.float32(0.5), (x.T @ x).astype(np.float64), paired=True)
     assert np.array_equal(found, codes) and np.allclose(scales, 0.5)
 
 
@@ -84,7 +86,7 @@ def test_a_calibrated_file_is_nearer_to_the_model(kind, tmp_path):
     errors = []
     for number, given_calibration in enumerate((None, calibration)):
         file = tmp_path / f"{number}.onnx"
-        write_onnx_int8(graph, file, REDUCED_RANGE, given_calibration)
+        write_onnx_int8(graph, file, paired=True, calibration=given_calibration)
         expected, found = (run(batches[2].inputs)[0] for run in (torch_runner(source), OnnxRunner(file)))
         real = np.ones(len(expected), bool) if expected.ndim == 2 else batches[2].inputs["attention_mask"] > 0
         errors.append(np.square(found[real] - expected[real]).mean() / expected[real].var())
