@@ -4,8 +4,8 @@
 
 Each line of the text, a paragraph, is one sequence, as with data.mode = lines, and a separator
 stands after its first sentence. `ds-distill distill --tokens TOKENS --data.mode lines
---data.sequence_length N` trains on it. Does a student that has seen such pairs fine-tune better?
-docs/results/inner_layers.md has the answer.
+--data.sequence_length N` trains on it. Compared with a student of plain text, it shows whether
+such pairs help with tasks of pairs.
 """
 
 import argparse
