@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.compression.fake_quantize import fake_quantize
-from ds_distill.distributed.process_group import broadcast_object
+from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.teacher_forcing import force_teacher
 from ds_distill.models.learnable import freeze_all_but
@@ -71,8 +71,9 @@ class Stages:
         """
         span, student = self.at(step), self._start
         if checkpoint is not None:
-            first = torch.distributed.get_rank() == 0
-            student = self._student(broadcast_object(load_checkpoint_weights(checkpoint, student) if first else None))
+            weights: dict[str, Tensor] = {}
+            run_on_rank0(lambda: weights.update(load_checkpoint_weights(checkpoint, student)))
+            student = self._student(broadcast_object(weights))
         del self._start
         return self._objective(span, student)
 
