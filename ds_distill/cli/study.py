@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 from ds_distill.cli import arguments
 from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import Name, UserPath, convert, mapping_reader
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
 from ds_distill.recipe import Stage
@@ -62,6 +63,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--teacher", type=UserPath | None, default=None, help="folder of a masked-LM teacher")
     parser.add_argument("--corpus", type=UserPath, nargs="+", default=[], help=arguments.INPUTS)
+    arguments.add_tokens(parser)
     parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help="additional held-out texts")
     parser.add_argument(
         "--data",
@@ -132,6 +134,8 @@ def check_paths(options) -> None:
     for inputs in (options.corpus, options.heldout):
         if inputs:
             check_inputs(inputs)
+    if options.tokens:
+        TokenDataset.open(options.tokens, "train")
     if options.teacher:
         find_model_folder(options.teacher).check_files()
     arguments.check_writable(options.output)

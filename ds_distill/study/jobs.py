@@ -6,32 +6,19 @@ import json
 from pathlib import Path
 
 from ds_distill.config.recipe_file import dotted_keys, load_recipe_file
-from ds_distill.study.plan import Study
+from ds_distill.study.plan import PREPARE_SETTINGS, TOKEN_SETTINGS, Study
 from ds_distill.study.scheduler import Job, make_folder_name
 from ds_distill.study.variants import TEACHER
 from ds_distill.tasks.own_task import find_task, get_label
-
-# These are the settings that `prepare` reads.
-PREPARE_SETTINGS = (
-    "data.mode",
-    "data.sequence_length",
-    "data.heldout_fraction",
-    "data.column",
-    "data.streaming",
-    "data.workers",
-    "training.seed",
-)
-# These settings decide a text's tokens. The seed decides which of its documents are held out; there
-# the base's seed counts.
-TOKEN_SETTINGS = PREPARE_SETTINGS[:4]
 
 
 def make_jobs(study: Study, output: Path) -> list[Job]:
     """Return the jobs of a study, in order.
 
-    Students that read text in the same way share its tokens.
+    Students that read text in the same way share its tokens, which are made here unless the plan names them.
     """
-    recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
+    recipe, corpus = ("--config", study.base), ("--corpus", *study.corpus)
+    tokens = Path(study.tokens) if study.tokens else output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
     sharing = [name for name, changes in study.students.items() if not any(key in TOKEN_SETTINGS for key in changes)]
     is_unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in sharing)
@@ -43,7 +30,7 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
                 ("prepare", "--tokenizer", study.teacher, *corpus, *_prepare_options(study.base)),
             )
         ]
-        if is_unread
+        if is_unread and not study.tokens
         else []
     )
     for name, changes in study.students.items():
@@ -58,7 +45,7 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
                 f"distill {name}",
                 output / "students" / make_folder_name(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                depends_on=(tokens,) if name in sharing else (),
+                depends_on=(tokens,) if name in sharing and not study.tokens else (),
                 launcher=study.launch,
             )
         )

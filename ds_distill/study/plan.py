@@ -21,6 +21,19 @@ from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
 SETTINGS = tuple(Recipe().setting_names())
 FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
+# These are the settings that `prepare` reads.
+PREPARE_SETTINGS = (
+    "data.mode",
+    "data.sequence_length",
+    "data.heldout_fraction",
+    "data.column",
+    "data.streaming",
+    "data.workers",
+    "training.seed",
+)
+# These settings decide a text's tokens. The seed decides which of its documents are held out; there
+# the base's seed counts.
+TOKEN_SETTINGS = PREPARE_SETTINGS[:4]
 
 
 @dataclass
@@ -44,6 +57,7 @@ class Study:
             this process's Python starts it.
         jobs: How many jobs run side by side. A distillation that `launch` starts always runs
             alone.
+        tokens: A folder of prepared tokens that all students read, instead of the corpus.
     """
 
     base: str
@@ -62,6 +76,7 @@ class Study:
     cloze: int = 0
     launch: str = ""
     jobs: int = 1
+    tokens: str | None = None
 
     def __post_init__(self) -> None:
         self.base = str(find_file(self.base, f"base: {self.base}", RECIPES))
@@ -263,9 +278,18 @@ class Study:
     def _check_inputs(self) -> None:
         if not Path(self.base).is_file():
             raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {SHIPPED_ROOT}")
-        for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
-            if not value:
-                raise UserError(f"{key} is missing; give it on the command line or in the plan")
+        if not self.teacher:
+            raise UserError("--teacher is missing; give it on the command line or in the plan")
+        cloze = self.cloze if any(variant.augmented for variant in self.variants.values()) else 0
+        if not self.corpus and (cloze or not self.tokens):
+            why = f"cloze: {cloze}: the questions are made of its paragraphs; " if self.tokens else ""
+            raise UserError(f"--corpus is missing; {why}give it on the command line or in the plan")
+        for name, changes in self.students.items() if self.tokens else ():
+            if changed := [key for key in TOKEN_SETTINGS if key in changes]:
+                raise UserError(
+                    f"students: {name}: {changed[0]}: --tokens {self.tokens} was prepared in one way; leave the "
+                    "setting out, or give --corpus instead"
+                )
         try:
             starter = split_launch_command(self.launch)
         except ValueError as error:

@@ -166,7 +166,7 @@ def _expand_home(plan: dict) -> dict:
     """Return the plan with ~ expanded; earlier plans kept it as it was written."""
     paths = {
         key: value if isinstance(value, list) else [value]
-        for key in ("teacher", "data", "corpus", "heldout")
+        for key in ("teacher", "data", "corpus", "tokens", "heldout")
         if (value := plan.get(key))
     }
     expanded = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}

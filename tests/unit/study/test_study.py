@@ -194,6 +194,26 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
         Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()
 
 
+def test_prepared_tokens_take_the_place_of_the_corpus(tmp_path):
+    plan = {"base": "ds_configs/small_real.yaml", "teacher": "T", "heldout": [], "data": None, "tasks": ["squad"]}
+    augmented = {"students": {"a": {}}, "variants": {"b": Variant("a", True, augmented=True)}}
+    study = Study(**plan, corpus=[], tokens="prepared", **augmented)
+    study.check()
+    jobs = {job.what: job for job in make_jobs(study, tmp_path)}
+    assert "prepare the text" not in jobs and jobs["distill a"].depends_on == ()
+    words = jobs["distill a"].argv
+    assert words[words.index("--tokens") + 1] == "prepared" and "--corpus" not in words
+    other = plan | {"corpus": [], "tokens": "prepared", "students": {"a": {"data.sequence_length": 64}}}
+    with pytest.raises(UserError, match="students: a: data.sequence_length: --tokens prepared was prepared in one way"):
+        Study(**other).check()
+    for given, words in (
+        ({"tokens": "prepared", "cloze": 9, **augmented}, "--corpus is missing; cloze: 9: the questions are made of"),
+        ({"students": {"a": {}}}, "--corpus is missing; give it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Study(**plan, corpus=[], **given).check()
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
