@@ -19,18 +19,23 @@ from unittest import mock
 RELEASES = {"torch": "2.13.", "transformers": "5.23."}  # these imports were read in these releases only
 
 
-def defer_unused_imports(*, trainer: bool = False) -> None:
-    """Import transformers' models without what loads unused; do nothing in other releases, whose starts take longer.
-
-    Args:
-        trainer: Whether transformers' Trainer is used, which is then imported too.
-    """
+def _are_known() -> bool:
+    """Return whether these are the releases whose imports were read; in others, starts take longer."""
     import torch
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    if any(not versions[name].startswith(release) for name, release in RELEASES.items()):
+    return all(versions[name].startswith(release) for name, release in RELEASES.items())
+
+
+@functools.cache
+def defer_unused_imports() -> None:
+    """Import transformers' models without what loads unused, in known releases."""
+    if not _are_known():
         return
+    import torch
+    import transformers
+
     optimizer = torch.optim.Optimizer
     for function in (
         optimizer.add_param_group,
@@ -56,15 +61,16 @@ def defer_unused_imports(*, trainer: bool = False) -> None:
     # huggingface_hub asks of each tensor whether torch.distributed.tensor shards it, where that can be imported
     model: Any = transformers.PreTrainedModel
     model.save_pretrained = _without_unloaded("torch.distributed.tensor", model.save_pretrained)
-    if trainer:
-        _import_trainer()
 
 
-def _import_trainer() -> None:
+@functools.cache
+def defer_trainers_imports() -> None:
     """Import transformers' Trainer without `datasets`, which it imports to know a data set of that library.
 
     Its optimizer and its clipping of gradients are kept from loading what they do not use.
     """
+    if not _are_known():
+        return
     import accelerate.accelerator
     import torch
     import transformers.utils
@@ -124,7 +130,7 @@ def _without_unloaded(library: str, function: Callable) -> Callable:
         try:
             return function(*arguments, **options)
         finally:
-            del sys.modules[library]
+            sys.modules.pop(library, None)
 
     return call
 

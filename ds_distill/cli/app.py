@@ -146,9 +146,11 @@ def _run(name: str, options, debug: bool) -> dict:
         log(f"loading {libraries} …")
     silence_libraries(debug)
     if libraries and name != "export":  # its exporters load torch._dynamo in any case
-        from ds_distill.import_fixes import defer_unused_imports
+        from ds_distill.import_fixes import defer_trainers_imports, defer_unused_imports
 
-        defer_unused_imports(trainer=name in ("finetune", "multitask"))
+        defer_unused_imports()
+        if name in ("finetune", "multitask"):
+            defer_trainers_imports()
     try:
         with ProgressWatch() if launch_environment.world_size() == 1 else contextlib.nullcontext():
             push.check_access(options)
