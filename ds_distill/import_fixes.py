@@ -12,20 +12,18 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
-RELEASES = {"torch": "2.13.", "transformers": "5.23."}  # these imports were read in these releases only
+# these imports were read in these releases only
+RELEASES = {"torch": "2.13.", "transformers": "5.23.", "accelerate": "1.15."}
 
 
 def _are_known() -> bool:
     """Return whether these are the releases whose imports were read; in others, starts take longer."""
-    import torch
-    import transformers
-
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return all(versions[name].startswith(release) for name, release in RELEASES.items())
+    return all(version(name).startswith(release) for name, release in RELEASES.items())
 
 
 @functools.cache
@@ -82,7 +80,8 @@ def defer_trainers_imports() -> None:
     accelerator: Any = accelerate.accelerator.Accelerator
     accelerator._clip_grad_norm_dtensor_aware = _clip_without_sharding(accelerator._clip_grad_norm_dtensor_aware)
     optimizer: Any = torch.optim.AdamW
-    optimizer.step = _step_without_dynamo(optimizer.step)
+    if not hasattr(optimizer.step, "hooked"):  # by a first optimizer, with torch's profiler around the step
+        optimizer.step = _step_without_dynamo(optimizer.step)
 
 
 def _clip_without_sharding(clip: Callable) -> Callable:
@@ -105,11 +104,11 @@ def _step_without_dynamo(step: Callable) -> Callable:
     inner: Any = inspect.getclosurevars(step).nonlocals["func"]
 
     @functools.wraps(step)
-    def call(self: Any, *arguments: Any) -> Any:
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
         if _is_loaded("torch._dynamo"):
-            return step(self, *arguments)
+            return step(self, *arguments, **options)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            return inner(self, *arguments)
+            return inner(self, *arguments, **options)
 
     return call
 

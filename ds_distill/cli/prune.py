@@ -28,8 +28,8 @@ ds-distill prune --model bert-base-uncased --target 1.3x 1.6x 2x --distill \
     --training.max_tokens 500k --corpus text.txt --output runs/half
 """
 COMMON_OPTIONS = ("model", "corpus", "target", "runtime", "shape", "uniform", "compare", "output")
-# the settings of a training that a cut alone reads: which tokens are masked, and how much is evaluated
-READ_WITHOUT_TRAINING = ("training.seed", "training.eval_max_sequences")
+# the settings of a training that a cut alone reads: which tokens are masked, how much is evaluated, and on what
+READ_WITHOUT_TRAINING = ("training.seed", "training.eval_max_sequences", "training.device")
 LOSSES = {
     "before": "before",
     "saliency": "after: saliency, the rest corrected",
@@ -120,7 +120,7 @@ def _check_nothing_for_training(recipe: Recipe) -> None:
     """Raise UserError for a setting of a training that was not asked for."""
     given = [
         f"{name}.{setting_name(key)}" + (f" = {value}" if isinstance(value, str | float | int) else "")
-        for name, section in (("training", recipe.training), ("losses", recipe.losses))
+        for name, section in (("training", recipe.training), ("losses", recipe.losses), ("student", recipe.student))
         for key, value in vars(section).items()
         if value != getattr(type(section)(), key) and f"{name}.{key}" not in READ_WITHOUT_TRAINING
     ]

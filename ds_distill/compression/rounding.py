@@ -3,8 +3,8 @@
 Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Without VNNI (vpdpbusd), x86
 adds the products of two neighbors of a row in 16 bits (vpmaddubsw), silently saturated. 2 · 255 · 127 does not fit into
 them, 255 · 128 does. A file that must be right everywhere is therefore `paired`: two neighbors of one sign have codes
-of at most 128 together. Few weights of a row are that large, and so few of its neighbors that this costs a fifth of the
-steps, where half of them would go if each code had to stay below 64.
+of at most 128 together. Large weights are few, and rarely neighbors of one sign, so this costs a row a fifth of its
+steps.
 
 Four-bit files have a scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte
 times the row's power of two, which every runtime's number format holds exactly, and which takes half the bytes of fp16.

@@ -6,8 +6,8 @@ each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al.
 and each column of a weight has its own scale. The vocabulary matrix serves as embedding and as
 projection. It is stored once, with one scale per token.
 
-What the codes of a weight may be for the sums to be right on every processor, `compression.rounding` says. A file for
-processors with VNNI, or ARM's counterpart, need not be `paired`.
+`compression.rounding` says how large codes may be for the sums to be right on every processor. A file for processors
+with VNNI, or ARM's counterpart, need not be `paired`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from ds_distill.config.recipe_file import dotted_keys, load_recipe_file
 from ds_distill.study.plan import PREPARE_SETTINGS, TOKEN_SETTINGS, Study
 from ds_distill.study.scheduler import Job, make_folder_name
 from ds_distill.study.variants import TEACHER
-from ds_distill.tasks.own_task import find_task, get_label
+from ds_distill.tasks.own_task import get_label
 
 
 def make_jobs(study: Study, output: Path) -> list[Job]:
@@ -80,7 +80,7 @@ def _make_task_jobs(study: Study, output: Path, task: str) -> list[Job]:
 
 
 def _make_augment_job(study: Study, task: str, files: tuple[str, ...], output: Path) -> Job:
-    cloze = study.cloze if find_task(task, study.get_task_data(task)).spans else 0
+    cloze = study.cloze if study.has_spans(task) else 0
     questions = ("--cloze", str(cloze), "--corpus", *study.corpus) if cloze else ()
     words = ("augment", *files, "--model", study.teacher, "--copies", str(study.copies), *questions)
     return Job(f"{get_label(task)}, augmented texts", output, words)

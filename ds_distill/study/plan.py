@@ -27,13 +27,14 @@ PREPARE_SETTINGS = (
     "data.sequence_length",
     "data.heldout_fraction",
     "data.column",
+    "data.drop_duplicates",
     "data.streaming",
     "data.workers",
     "training.seed",
 )
 # These settings decide a text's tokens. The seed decides which of its documents are held out; there
 # the base's seed counts.
-TOKEN_SETTINGS = PREPARE_SETTINGS[:4]
+TOKEN_SETTINGS = PREPARE_SETTINGS[:5]
 
 
 @dataclass
@@ -105,6 +106,10 @@ class Study:
     def get_task_data(self, task: str) -> str | None:
         """Return the folder of a task's files; None where they come from the hub, or its YAML file names them."""
         return str(Path(self.data) / task) if self.data and not is_task_file(task) else None
+
+    def has_spans(self, task: str) -> bool:
+        """Return whether a task's answers are spans of a context, as SQuAD's are."""
+        return find_task(task, self.get_task_data(task)).spans
 
     @property
     def finetunings(self) -> dict[str, Variant]:
@@ -280,7 +285,8 @@ class Study:
             raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {SHIPPED_ROOT}")
         if not self.teacher:
             raise UserError("--teacher is missing; give it on the command line or in the plan")
-        cloze = self.cloze if any(variant.augmented for variant in self.variants.values()) else 0
+        asked = any(variant.augmented for variant in self.variants.values())
+        cloze = self.cloze if asked and any(map(self.has_spans, self.tasks)) else 0
         if not self.corpus and (cloze or not self.tokens):
             why = f"cloze: {cloze}: the questions are made of its paragraphs; " if self.tokens else ""
             raise UserError(f"--corpus is missing; {why}give it on the command line or in the plan")

@@ -68,6 +68,10 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     students = [
         (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
     ]
+    if study.tokens and students:
+        from ds_distill.data.run_data import with_prepared_settings  # it imports torch, and a report need not wait
+
+        with_prepared_settings(students[0][1], Path(study.tokens))  # says which settings of the recipe do not count
     _check_teacher(study, students)
     pending = {job.what for job in jobs if not job.done}
     check_matches(study, {name: recipes.get(f"distill {name}") for name in study.students}, pending)

@@ -108,6 +108,10 @@ def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
         ([], "--target is missing"),
         (["--target", "2x", "--sequences", "0"], "--sequences 0: must be at least 1"),
         (["--target", "2x", "--training.max_tokens", "9"], "training.max_tokens = 9: nothing is trained without --dis"),
+        (
+            ["--target", "2x", "--student.freeze_positions", "true"],
+            "student.freeze_positions = True: nothing is trained",
+        ),
         (["--target", "2x", "--losses.match", "[{loss: relation}]"], "losses.match: nothing is trained without --dist"),
     ],
 )

@@ -203,9 +203,10 @@ def test_prepared_tokens_take_the_place_of_the_corpus(tmp_path):
     assert "prepare the text" not in jobs and jobs["distill a"].depends_on == ()
     words = jobs["distill a"].argv
     assert words[words.index("--tokens") + 1] == "prepared" and "--corpus" not in words
-    other = plan | {"corpus": [], "tokens": "prepared", "students": {"a": {"data.sequence_length": 64}}}
-    with pytest.raises(UserError, match="students: a: data.sequence_length: --tokens prepared was prepared in one way"):
+    other = plan | {"corpus": [], "tokens": "prepared", "students": {"a": {"data.drop_duplicates": True}}}
+    with pytest.raises(UserError, match="students: a: data.drop_duplicates: --tokens prepared was prepared in one way"):
         Study(**other).check()
+    Study(**plan | {"tasks": ["rte"]}, corpus=[], tokens="prepared", cloze=9, **augmented).check()  # not for rte
     for given, words in (
         ({"tokens": "prepared", "cloze": 9, **augmented}, "--corpus is missing; cloze: 9: the questions are made of"),
         ({"students": {"a": {}}}, "--corpus is missing; give it"),
