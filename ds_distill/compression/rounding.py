@@ -3,7 +3,7 @@
 Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Without VNNI (vpdpbusd), x86
 adds the products of two neighbors of a row in 16 bits (vpmaddubsw), silently saturated. 2 · 255 · 127 does not fit into
 them, 255 · 128 does. A file that must be right everywhere is therefore `paired`: two neighbors of one sign have codes
-of at most 128 together. Large weights are few, and rarely neighbors of one sign, so this costs a row a fifth of its
+of at most 128 together. Large weights are few, and rarely neighbors of one sign, so rows lose only a fifth of their
 steps.
 
 Four-bit files have a scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte
