@@ -26,9 +26,9 @@ from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress
 
 
-def symmetric(x: Tensor, dim: int | tuple[int, ...], steps: int = 127) -> Tensor:
-    """Round x to `steps` steps in each direction of the largest value along `dim`."""
-    step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / steps
+def symmetric(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Round x to 127 steps in each direction of the largest value along `dim`."""
+    step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / 127
     return (x / step).round() * step
 
 

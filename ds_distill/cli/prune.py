@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ds_distill.cli import arguments
 from ds_distill.config.pruning import RUNTIMES, Pruning, Runtime, Shape, Target, check_cuts, read_target
@@ -11,7 +12,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
-from ds_distill.recipe import Recipe, Student
+from ds_distill.recipe import Recipe
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.utils.console import is_first
@@ -107,22 +108,29 @@ def check(options) -> None:
         raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
     check_cuts(_cuts(options), distilled=options.distill)
     recipe = arguments.check_recipe(options)
-    for key, value in vars(recipe.student).items():
-        if value != getattr(Student(), key) and key != "freeze_positions":
-            raise UserError(
-                f"student.{setting_name(key)} = {value}: the student is the pruned model; leave it out, or use distill"
-            )
+    for name, value in _changed_settings(recipe, "student").items():
+        if name != "student.freeze_positions":
+            raise UserError(f"{name} = {value}: the student is the pruned model; leave it out, or use distill")
     if not options.distill and options.config is None:
         _check_nothing_for_training(recipe)
+
+
+def _changed_settings(recipe: Recipe, *sections: str) -> dict[str, Any]:
+    """Return the settings of some sections that differ from the defaults, by their dotted names."""
+    return {
+        f"{name}.{setting_name(key)}": value
+        for name in sections
+        for key, value in vars(getattr(recipe, name)).items()
+        if value != getattr(arguments.SECTIONS[name](), key)
+    }
 
 
 def _check_nothing_for_training(recipe: Recipe) -> None:
     """Raise UserError for a setting of a training that was not asked for."""
     given = [
-        f"{name}.{setting_name(key)}" + (f" = {value}" if isinstance(value, str | float | int) else "")
-        for name, section in (("training", recipe.training), ("losses", recipe.losses), ("student", recipe.student))
-        for key, value in vars(section).items()
-        if value != getattr(type(section)(), key) and f"{name}.{key}" not in READ_WITHOUT_TRAINING
+        name + (f" = {value}" if isinstance(value, str | float | int) else "")
+        for name, value in _changed_settings(recipe, "training", "losses", "student").items()
+        if name not in READ_WITHOUT_TRAINING
     ]
     if recipe.stages:
         given.append("stages")
