@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +102,10 @@ class OnnxQuantizer(OnnxEditor):
         self.calibration, self.paired = calibration, paired
         # an activation → its codes, steps and least values, shared by the products that read it
         self.rows: dict = {}
+        self.matrices: dict = {}  # a weight of products → its codes, scales and sums, shared by layers that share it
         self.tables: dict = {}  # a table → its codes and scales
         self.factors: dict = {}  # an activation, or a table → what divides it, and multiplies the other side
+        self.inputs: dict = {}  # a weight → what its products have read
 
     def run(self) -> None:
         products = [node for node in self.graph if find_weight(node) is not None]
@@ -123,49 +124,59 @@ class OnnxQuantizer(OnnxEditor):
         self.drop_unused()
 
     def smooth(self, products) -> None:
-        """Find the factors of the activations that were calibrated. A matrix of two products has none."""
-        uses, readers = Counter(find_weight(node)[0] for node in products), dict[Any, list]()
-        for node in products:
-            readers.setdefault(node.inputs[0], []).append(node)
-        for value, nodes in readers.items():
-            if value.name in self.calibration and all(uses[find_weight(node)[0]] == 1 for node in nodes):
-                inputs = self.calibration[value.name]
-                self.factors[value] = smoothing_factors(inputs, [get_matrix(node) for node in nodes])
+        """Find the factors of the activations that were calibrated."""
+        for nodes in joined_products(products):
+            if not all(node.inputs[0].name in self.calibration for node in nodes):
+                continue
+            weights, values = dict[Any, list](), dict[Any, Inputs]()
+            for node in nodes:
+                values[node.inputs[0]] = self.calibration[node.inputs[0].name]
+                weights.setdefault(find_weight(node)[0], []).append(node)
+            matrices = [get_matrix(readers[0]) for readers in weights.values()]
+            self.factors |= dict.fromkeys(values, smoothing_factors(Inputs.total(values.values()), matrices))
+            for weight, readers in weights.items():
+                self.inputs[weight] = Inputs.total(values[node.inputs[0]] for node in readers)
 
     def round(self, node) -> tuple[np.ndarray, np.ndarray]:
-        """Return (codes [K, N], scales [N]) of the matrix of a product."""
-        matrix, value = get_matrix(node), node.inputs[0]
-        if value not in self.factors:
-            codes, scales = quantize(matrix.T, paired=self.paired)
+        """Return (codes [K, N], scales [N]) of the matrix of a product.
+
+        A table for lookups is rounded to the nearest: feedback moves its rows farther from what is looked up.
+        """
+        matrix, (weight, is_table) = get_matrix(node), find_weight(node)
+        factors = self.factors.get(node.inputs[0], np.ones(len(matrix), np.float32))
+        if is_table or weight not in self.inputs:
+            codes, scales = quantize((matrix * factors[:, None]).T, paired=self.paired)
             return np.ascontiguousarray(codes.T), scales
-        factors = self.factors[value]
-        gram = self.calibration[value.name].gram / np.outer(factors, factors).astype(np.float64)
+        gram = self.inputs[weight].gram / np.outer(factors, factors).astype(np.float64)
         return round_with_feedback(matrix * factors[:, None], gram, paired=self.paired)
 
     def constants_of_rows(self, codes: np.ndarray, scales: np.ndarray):
         """Return (codes [V, H], scales [V]) of a table as constants."""
         return self.constant("table", codes), self.constant("table_scales", scales)
 
+    def matrix(self, node):
+        """Return (codes [K, N], scales [N], column sums [N]) of the matrix of a product, which is stored once."""
+        weight, is_table = find_weight(node)
+        if weight not in self.matrices:
+            codes, scales = self.round(node)
+            sums = self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales)
+            if is_table:
+                self.tables[weight] = rows, columns = self.constants_of_rows(np.ascontiguousarray(codes.T), scales)
+                if node.inputs[0] in self.factors:
+                    self.factors[weight] = self.factors[node.inputs[0]]
+                matrix = self.add(node.inputs[1].producer(), "Transpose", rows, perm=[1, 0])
+            else:
+                matrix, columns = self.constant("matrix", codes), self.constant("scales", scales)
+            self.matrices[weight] = matrix, columns, sums
+        return self.matrices[weight]
+
     def product(self, node) -> None:
         """Replace a product: x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
-        value, (weight, is_table) = node.inputs[0], find_weight(node)
-        if is_table:
-            if weight not in self.tables:
-                codes, scales = self.round(node)
-                self.tables[weight] = self.constants_of_rows(np.ascontiguousarray(codes.T), scales)
-                if value in self.factors:
-                    self.factors[weight] = self.factors[value]
-            rows, scales = self.tables[weight]
-            sums = rows.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
-            matrix = self.add(node.inputs[1].producer(), "Transpose", rows, perm=[1, 0])
-        else:
-            codes, columns = self.round(node)
-            sums = codes.sum(axis=0, dtype=np.float32) * columns
-            matrix, scales = self.constant("matrix", codes), self.constant("scales", columns)
-        left, step, least = self.quantize_rows(value, node)
+        matrix, scales, sums = self.matrix(node)
+        left, step, least = self.quantize_rows(node.inputs[0], node)
         whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, matrix), to=self.ir.DataType.FLOAT)
         scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
-        self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, self.constant("sums", sums))))
+        self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
 
     def divide(self, value, by, before):
         """Return a value divided by the factors of `by`, if it has any."""
@@ -211,6 +222,23 @@ class OnnxQuantizer(OnnxEditor):
             self.constant("last", np.array([-1], np.int64)),
         )
         self.replace(node, self.divide(self.add(node, "Mul", rows, row_scales), table, node))
+
+
+def joined_products(products) -> list[list]:
+    """Return the products in groups, each of those that have an activation or a weight in common.
+
+    One activation may be read by several matrices, such as those of queries, keys and values, and one matrix may read
+    several activations, where layers share it.
+    """
+    groups: list[list] = []
+    for node in products:
+        ends = {node.inputs[0], find_weight(node)[0]}
+        touching = [
+            group for group in groups if any({other.inputs[0], find_weight(other)[0]} & ends for other in group)
+        ]
+        groups = [group for group in groups if group not in touching]
+        groups.append([*(other for group in touching for other in group), node])
+    return groups
 
 
 def get_matrix(node) -> np.ndarray:

@@ -43,6 +43,16 @@ class Inputs:
         self.largest = np.maximum(self.largest, np.abs(values).max(axis=0, initial=0.0))
         self.gram += (values.T @ values).astype(np.float64)
 
+    @staticmethod
+    def total(parts: Iterable[Inputs]) -> Inputs:
+        """Return what several products have read together."""
+        first, *others = parts
+        total = Inputs(first.largest, first.gram.copy())
+        for part in others:
+            total.largest = np.maximum(total.largest, part.largest)
+            total.gram += part.gram
+        return total
+
 
 def find_weight(node):
     """Return (constant [K, N], False) of a product by it, (constant [N, K], True) of one by its transpose, or None."""

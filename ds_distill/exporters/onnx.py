@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from ds_distill.exporters.model import ExportModel
+from ds_distill.exporters.onnx_editor import OnnxEditor
 
 # ONNX's first opset with Gelu as one node. onnxruntime 1.18 (2024) and later read it.
 OPSET = 20
@@ -45,7 +47,23 @@ def write_onnx(source: ExportModel, file: Path) -> None:
         for i, axis in enumerate(value.shape or ()):
             if isinstance(axis, onnx_ir.SymbolicDim) and axis.value in names:
                 value.shape[i] = names[axis.value]
+    fold_transposes(graph.graph)
     save_graph(graph, file)
+
+
+def fold_transposes(graph) -> None:
+    """Store a matrix that layers share as their products read it, in place.
+
+    The exporter does so only for a matrix of one product, and tools that quantize do not look behind a Transpose.
+    A table for lookups stays as it is.
+    """
+    editor = OnnxEditor(graph, "transposed")
+    for node in list(graph):
+        matrix = node.inputs[0] if node.op_type == "Transpose" else None
+        if matrix is not None and matrix.const_value is not None and len(matrix.uses()) == 1:
+            values = matrix.const_value.numpy().transpose(node.attributes["perm"].as_ints())
+            editor.replace(node, editor.constant("matrix", np.ascontiguousarray(values)))
+    editor.drop_unused()
 
 
 def save_graph(graph, file: Path) -> None:
