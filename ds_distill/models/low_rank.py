@@ -23,8 +23,6 @@ from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError
 
 KEY = "linear_rank"
-# The squared error, relative, up to which weights are taken for products: they may have been saved in 16 bit.
-ROUNDING = 1e-5
 DAMPING = 1e-6  # of the mean of the diagonal, added to it: few inputs may not reach every direction
 
 
@@ -67,11 +65,11 @@ def put_factors(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tensor] | None = None) -> float:
+def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tensor] | None = None) -> dict[str, float]:
     """Put the best two factors in place of each linear layer that they make smaller, in place, and state their rank.
 
     Returns:
-        The mean over these layers of E|W x - W' x|² / E|W x|².
+        E|W x - W' x|² / E|W x|² of each of these layers, by name.
 
     Args:
         model: The model, on the CPU.
@@ -82,12 +80,12 @@ def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tens
     Raises:
         UserError: The rank makes no layer smaller.
     """
-    errors = []
+    errors = {}
     for name, linear in _find_linears(model, rank):
         moment = torch.eye(linear.in_features) if moments is None else moments[name]
         down, up, error = activation_aware_factors(linear.weight, moment, rank)
         whole = linear.weight.double()
-        errors.append(error / ((whole @ moment.double()) * whole).sum().clamp_min(1e-300).item())
+        errors[name] = error / ((whole @ moment.double()) * whole).sum().clamp_min(1e-300).item()
         factors = _like(linear, rank)
         factors.down.weight.copy_(down)
         factors.up.weight.copy_(up)
@@ -95,14 +93,14 @@ def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tens
             factors.up.bias.copy_(linear.bias)
         model.set_submodule(name, factors)
     set_rank(model.config, rank)
-    return sum(errors) / len(errors)
+    return errors
 
 
 def restore_factors(model: PreTrainedModel, rank: int | None) -> PreTrainedModel:
     """Return a model as it was trained: with factors in place of the products that its folder holds, if it does.
 
-    Weights that are no products of this rank stay whole, with a line that says so: another program may have trained
-    them since.
+    Weights that are not products of this rank up to rounding stay whole, with a line that says so: another program may
+    have trained them since.
 
     Args:
         model: A model as it is loaded, on the CPU. It is left untouched.
@@ -116,13 +114,24 @@ def restore_factors(model: PreTrainedModel, rank: int | None) -> PreTrainedModel
     factored = copy.deepcopy(model)
     try:
         with spinner(f"restoring the factors of rank {rank}"):
-            error = factor_linears(factored, rank)
+            errors = factor_linears(factored, rank)
     except UserError as unfit:
         raise UserError(f"config.json: {unfit}, or remove it") from unfit
-    if error <= ROUNDING:
+    if all(error <= _rounding_error(model.get_submodule(name)) for name, error in errors.items()):
         return factored
     log(f"config.json states linear_rank = {rank}, but the weights are not products of that rank: they stay whole")
     return model
+
+
+def _rounding_error(linear: nn.Module) -> float:
+    """Return the most of the square of a layer's weights, relative, that rounding can have changed.
+
+    Rounding changes a number by half of the dtype's epsilon at most. The weights are fp32 here, but those that another
+    dtype holds exactly have been saved in it.
+    """
+    weight = linear.get_parameter("weight").detach()
+    saved_in = (dtype for dtype in (torch.bfloat16, torch.float16) if torch.equal(weight.to(dtype).float(), weight))
+    return (torch.finfo(next(saved_in, torch.float32)).eps / 2) ** 2
 
 
 @contextlib.contextmanager

@@ -155,7 +155,8 @@ def _factor(student: PreTrainedModel, rank: int, sample: Tensor | None) -> None:
 
     student.eval()
     with spinner("factoring the student's linear layers"):
-        error = factor_linears(student, rank, None if sample is None else input_moments(student, run))
+        errors = factor_linears(student, rank, None if sample is None else input_moments(student, run)).values()
+    error = sum(errors) / len(errors)
     log(f"student: factors of rank {rank} change what its linear layers put out by {error:.1%} (mean square)")
 
 

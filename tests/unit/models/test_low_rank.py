@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ds_distill.estimate.flops import forward_flops_per_token
+from ds_distill.exporters.formats import export_formats
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.published import publish_model
 from ds_distill.finetune.heads import load_for_task
@@ -169,16 +170,30 @@ def test_weights_that_another_program_has_trained_since_stay_whole(tmp_path, cap
     student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
     save_model_folder(student, teacher.tokenizer, tmp_path / "saved")
     other = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").eval()
-    half = copy.deepcopy(other).bfloat16().float()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rounded = copy.deepcopy(other).to(dtype).float()
+        assert factors(restore_factors(rounded, 5)).keys() == factors(student).keys(), "rounding is no training"
+    assert "they stay whole" not in capsys.readouterr().err
+    with torch.no_grad():  # a few steps of one layer
+        linear = other.get_submodule(next(iter(factors(student))))
+        linear.weight.add_(1e-5 * torch.randn_like(linear.weight) * linear.weight.std())
     assert not factors(restore_factors(other, 5)) and "they stay whole" in capsys.readouterr().err
-    assert factors(restore_factors(half, 5)).keys() == factors(student).keys()  # rounding is no training
     other.save_pretrained(tmp_path / "other")
     again = build_student(other, from_=str(tmp_path / "other"), dropout=0.0).eval()
     with torch.no_grad():
         assert torch.equal(again(tokens()).logits, other(tokens()).logits) and not hasattr(again.config, "linear_rank")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folder_in_16_bits_is_exported_in_its_factors(dtype, tmp_path):
+    """The files and the model that they are compared with are of one kind."""
+    teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
+    student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
+    save_model_folder(student, teacher.tokenizer, tmp_path / "saved")
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").to(dtype).save_pretrained(tmp_path / "saved")
+    assert factors(load_source(str(tmp_path / "saved")).traced).keys() == factors(student).keys()
+    rows = export_formats(str(tmp_path / "saved"), ["torch-export"], tmp_path / "out", text=[])["formats"]
+    assert rows["torch-export"]["agreement"] == 1
 
 
 def test_a_teacher_that_was_trained_in_factors_teaches_as_it_is(tmp_path):
