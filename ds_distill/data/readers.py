@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 from ds_distill.data import rows, sources
 from ds_distill.data.charset import replace_surrogates
@@ -15,6 +18,8 @@ from ds_distill.data.read_warnings import Findings
 from ds_distill.data.remote import corpus_file
 from ds_distill.data.sources import WorkUnit, split_inputs
 
+Item = TypeVar("Item")
+_OPENED = 16  # the inputs, and the files of each, that are read in turn: a system allows about 1,000 open files
 _OTHER_ENDS = {
     "\r": "lone carriage returns",
     "\f": "form feeds",
@@ -48,6 +53,36 @@ def documents(inputs: list[str]) -> Iterator[str]:
     """
     pieces = split_inputs(inputs)
     return (document.text for piece in pieces for document in read(piece) if document.text)
+
+
+def documents_in_turn(inputs: list[str]) -> Iterator[tuple[int, str]]:
+    """Return an iterator over (the number of an input, a text of it), the inputs in turn, and so the files of each.
+
+    This is for readers that stop early, who would see only the first file otherwise.
+    """
+    by_input: dict[int, list[WorkUnit]] = {}
+    for piece in split_inputs(inputs):
+        by_input.setdefault(piece.source, []).append(piece)
+    return _in_turn(_in_turn(map(_numbered_texts, pieces)) for pieces in by_input.values())
+
+
+def _numbered_texts(piece: WorkUnit) -> Iterator[tuple[int, str]]:
+    return ((piece.source, document.text) for document in read(piece) if document.text)
+
+
+def _in_turn(iterators: Iterable[Iterator[Item]]) -> Iterator[Item]:
+    """Yield an item of each of a few iterators in turn; the next iterator takes the place of one that has ended."""
+    waiting = iter(iterators)
+    opened = deque(islice(waiting, _OPENED))
+    while opened:
+        iterator = opened.popleft()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            opened.extend(islice(waiting, 1))
+            continue
+        yield item
+        opened.append(iterator)
 
 
 def read(

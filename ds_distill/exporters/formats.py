@@ -20,7 +20,7 @@ import torch
 from ds_distill.exporters.format_table import FORMATS, Format, Job, get_parts
 from ds_distill.exporters.model import ExportModel, load_source, read_json
 from ds_distill.exporters.own_task_score import is_own_data, own_dev_set
-from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
+from ds_distill.exporters.parity import Batch, compare, describe_texts, text_batches, torch_runner
 from ds_distill.exporters.published import declare_quantized, publish_model
 from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
@@ -128,9 +128,8 @@ def export_formats(
         rows = _write_formats(source, formats, batches, output, dev, before, calibration)
         for name in rows:
             if calibrate and formats[name].calibrated:
-                rows[name]["calibrated_on"] = ", ".join(Path(file).name for file in calibrate)
-        # a published page names no folder of this machine
-        compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
+                rows[name]["calibrated_on"] = describe_texts(list(calibrate), calibration)
+        compared = describe_texts(text, batches)
         all_rows = _update_formats_json(output, rows, compared)
         put_section(
             output / "README.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ds_distill.data.readers import documents
+from ds_distill.data.readers import documents_in_turn
 from ds_distill.data.sources import split_inputs
 from ds_distill.exporters.model import ExportModel
 from ds_distill.models.inputs import pad_right
@@ -21,6 +22,7 @@ MASKED_SHARE = 0.15
 # In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse
 # closer calls.
 MARGIN_NATS = 0.1
+NAMED = 5  # texts, on a model card
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Batch:
         inputs: int64 [B, L] by name, padded to the longest.
         at: bool [B, L], the positions that are compared.
         labels: int64 [B, L], the text's own tokens.
+        origins: The number of the input that each text is of.
     """
 
     inputs: dict[str, np.ndarray]
     at: np.ndarray
     labels: np.ndarray
+    origins: list[int]
 
 
 def text_batches(
@@ -47,7 +51,7 @@ def text_batches(
     batch: int = 8,
     option: str = "--text",
 ) -> list[Batch]:
-    """Return the first documents of the texts as batches, in their order.
+    """Return the first documents of each of the texts as batches; texts, and the files of each, take turns.
 
     For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks
     them. Otherwise `at` is every token.
@@ -68,12 +72,14 @@ def text_batches(
     if text:
         split_inputs(text)  # a wrong path is a UserError here
     encodings: list[dict] = []
-    for line in documents(text or [str(SAMPLE)]):
+    origins: list[int] = []
+    for origin, line in documents_in_turn(text or [str(SAMPLE)]):
         encoded = tokenizer(
             line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
         )
         if len(encoded["input_ids"]) >= min(12, length):
             encodings.append(encoded)
+            origins.append(origin)
         if len(encodings) == sequences:
             break
     if not encodings:
@@ -95,16 +101,35 @@ def text_batches(
         if source.head == "masked-lm":
             at &= generator.random(at.shape) < MASKED_SHARE
             inputs["input_ids"] = np.where(at, tokenizer.mask_token_id, labels)
-        batches.append(Batch(inputs, at, labels))
+        batches.append(Batch(inputs, at, labels, origins[start : start + batch]))
     return batches
 
 
+def describe_texts(text: list[str], batches: list[Batch]) -> str:
+    """Return what batches hold of the texts, for a model card: the documents of each, and the tokens of all.
+
+    A path is named without its folders, since a published page names no folder of this machine.
+    """
+    documents = Counter(origin for batch in batches for origin in batch.origins)
+    names = [Path(name).name for name in text] or ["this package's sample text"]
+    parts = [f"{names[number]} ({documents[number]:,})" for number in sorted(documents)]
+    if len(parts) > NAMED:
+        parts[NAMED:] = [f"{len(parts) - NAMED:,} more"]
+    count = documents.total()
+    return f"{', '.join(parts)}: {count:,} document{'s' * (count != 1)}, {count_tokens(batches):,} tokens"
+
+
+def count_tokens(batches: list[Batch]) -> int:
+    """Return the number of tokens of batches, without padding."""
+    return sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+
+
 def torch_runner(source: ExportModel) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
-    """Return a function that calls the model itself as the runtimes are called."""
+    """Return a function that calls the model that files are made of, as the runtimes are called."""
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            outputs = source.model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+            outputs = source.traced(**{key: torch.from_numpy(value) for key, value in inputs.items()})
         return [value.numpy() for value in outputs.to_tuple()]
 
     return run

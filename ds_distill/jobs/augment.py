@@ -21,7 +21,7 @@ from ds_distill.augment.questions import (
 )
 from ds_distill.augment.words import WordProposer
 from ds_distill.data.fingerprint import content_fingerprint
-from ds_distill.data.readers import documents
+from ds_distill.data.readers import documents_in_turn
 from ds_distill.data.sources import split_inputs
 from ds_distill.finetune.data import load_data
 from ds_distill.models.folder import find_model_folder
@@ -146,7 +146,8 @@ def _write_cloze(output: Path, corpus: list[str], cloze: int, seed: int) -> Path
     with progress(cloze, "cloze questions", "question") as bar:
 
         def counted() -> Iterator[dict]:
-            for row in islice(make_cloze_questions(documents(corpus), seed), cloze):
+            texts = (text for _, text in documents_in_turn(corpus))
+            for row in islice(make_cloze_questions(texts, seed), cloze):
                 bar.update(1)
                 yield row
 

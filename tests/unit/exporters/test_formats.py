@@ -27,7 +27,7 @@ from ds_distill.exporters.formats import FORMATS, _export_lock, export_formats, 
 from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import OPSET
-from ds_distill.exporters.parity import SAMPLE, compare, text_batches, torch_runner
+from ds_distill.exporters.parity import SAMPLE, compare, describe_texts, text_batches, torch_runner
 from ds_distill.exporters.task_score import dev_score
 from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.utils.errors import UserError
@@ -448,6 +448,20 @@ def test_agreement_counts_first_choices(student):
     assert (
         abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02
     )  # the prediction may have been 7 before
+
+
+def test_every_text_is_compared_and_the_card_says_how_much_of_each(student, tmp_path):
+    line = "a text with enough words in it to be compared on , and more of them ."
+    for name in "abcdefg":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join([line] * 9 if name < "g" else ["short"]))
+    texts = [str(tmp_path / f"{name}.txt") for name in "agb"]
+    source = load_source(str(student))
+    batches = text_batches(source, texts, sequences=5)
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert describe_texts(texts, batches) == f"a.txt (3), b.txt (2): 5 documents, {tokens:,} tokens"
+    texts = [str(tmp_path / f"{name}.txt") for name in "abcdef"] + [str(tmp_path / "a.txt")]
+    said = describe_texts(texts, text_batches(source, texts, sequences=64))
+    assert said.startswith("a.txt (9), b.txt (9), c.txt (9), d.txt (9), e.txt (9), 2 more: 63 documents, ")
 
 
 def test_of_no_clear_choice_there_is_no_share(classifier):
