@@ -20,7 +20,7 @@ import torch
 from ds_distill.exporters.format_table import FORMATS, Format, Job, get_parts
 from ds_distill.exporters.model import ExportModel, load_source, read_json
 from ds_distill.exporters.own_task_score import is_own_data, own_dev_set
-from ds_distill.exporters.parity import Batch, compare, describe_texts, text_batches, torch_runner
+from ds_distill.exporters.parity import Batch, compare, count_tokens, describe_texts, text_batches, torch_runner
 from ds_distill.exporters.published import declare_quantized, publish_model
 from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
@@ -36,7 +36,7 @@ from ds_distill.utils.memory import peak_memory
 
 EXACT = 1e-4  # fp32 formats may differ from PyTorch by this share of the largest output: they sum in another order
 SEQUENCES = 64
-CALIBRATION_SEQUENCES = 128
+CALIBRATION_TOKENS = 2**14
 ENOUGH = 30  # clear first choices, to tell whether a format keeps them
 
 
@@ -110,11 +110,7 @@ def export_formats(
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
     batches = text_batches(source, text, sequences=SEQUENCES)
-    calibration = (
-        text_batches(source, list(calibrate), sequences=CALIBRATION_SEQUENCES, option="--calibrate")
-        if calibrate
-        else []
-    )
+    calibration = _calibration_batches(source, list(calibrate)) if calibrate else []
     dev = (own_dev_set if is_own_data(source, data) else dev_set)(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
@@ -148,6 +144,21 @@ def export_formats(
         "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6),
         **({"data": dev.about} if dev else {}),
     }
+
+
+def _calibration_batches(source: ExportModel, texts: list[str]) -> list[Batch]:
+    """Return batches of the texts that a file is calibrated on; UserError where they are too short.
+
+    Of fewer tokens than a product has inputs, the rounding would fit what these tokens alone have in common, and the
+    file would be less exact than without.
+    """
+    batches = text_batches(source, texts, sequences=CALIBRATION_TOKENS, tokens=CALIBRATION_TOKENS, option="--calibrate")
+    if (tokens := count_tokens(batches)) < (least := max(source.widths)):
+        raise UserError(
+            f"--calibrate {' '.join(texts)}: {tokens:,} tokens are too few for products of {least:,} inputs; give at "
+            f"least {least:,} tokens of text, in documents of 12 or more, or leave it out"
+        )
+    return batches
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ def text_batches(
     text: list[str],
     *,
     sequences: int,
+    tokens: int | None = None,
     length: int = 128,
     batch: int = 8,
     option: str = "--text",
@@ -61,6 +62,7 @@ def text_batches(
         text: Texts, as for ds-distill prepare. If empty, the sample that comes with this package is
             used.
         sequences: The most documents to take.
+        tokens: How many tokens are enough, if fewer documents have them.
         length: The number of tokens that a document is cut to.
         batch: The number of documents per batch.
         option: The option that gives the texts, for errors.
@@ -73,6 +75,7 @@ def text_batches(
         split_inputs(text)  # a wrong path is a UserError here
     encodings: list[dict] = []
     origins: list[int] = []
+    found = 0
     for origin, line in documents_in_turn(text or [str(SAMPLE)]):
         encoded = tokenizer(
             line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
@@ -80,7 +83,8 @@ def text_batches(
         if len(encoded["input_ids"]) >= min(12, length):
             encodings.append(encoded)
             origins.append(origin)
-        if len(encodings) == sequences:
+            found += len(encoded["input_ids"])
+        if len(encodings) == sequences or tokens is not None and found >= tokens:
             break
     if not encodings:
         raise UserError(

@@ -9,11 +9,12 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from ds_distill.cli import main
 from ds_distill.compression.rounding import LARGEST, PAIR
+from ds_distill.exporters.formats import CALIBRATION_TOKENS, _calibration_batches
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.int8_calibration import Inputs, collect_inputs, round_with_feedback, smoothing_factors
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import write_onnx
-from ds_distill.exporters.parity import SAMPLE, text_batches, torch_runner
+from ds_distill.exporters.parity import SAMPLE, count_tokens, text_batches, torch_runner
 from ds_distill.exporters.runtimes import OnnxRunner
 from tests.tiny import save_encoder
 from tests.unit.exporters.test_int8 import largest_pair
@@ -105,6 +106,15 @@ def test_real_tokens_alone_count(tmp_path):
         np.testing.assert_allclose(long[name].gram, inputs.gram, rtol=1e-3, atol=1e-3 * inputs.gram.max())
 
 
+def test_many_short_texts_are_as_good_as_few_long_ones(tmp_path):
+    """Calibration counts tokens, not documents."""
+    source = load_source(str(uneven_model(AutoModelForMaskedLM, tmp_path / "model")))
+    words = SAMPLE.read_text().split()
+    for length in (12, 60):
+        (tmp_path / "a.txt").write_text("\n\n".join([" ".join(words[:length])] * 2000))
+        assert 0 <= count_tokens(_calibration_batches(source, [str(tmp_path / "a.txt")])) - CALIBRATION_TOKENS < 64
+
+
 def test_the_command_says_what_it_was_calibrated_on(tmp_path, capsys):
     folder = uneven_model(AutoModelForMaskedLM, tmp_path / "model")
     lines = [line for line in SAMPLE.read_text().splitlines() if line]
@@ -113,5 +123,8 @@ def test_the_command_says_what_it_was_calibrated_on(tmp_path, capsys):
     words = ["export", "--model", folder, "--output", tmp_path / "out", "--text", tmp_path / "a.txt", "--calibrate"]
     assert main([*map(str, words), str(tmp_path / "b.txt"), "--format", "onnx-int8", "onnx"]) == 0
     assert "| b.txt" in capsys.readouterr().out
+    (tmp_path / "short.txt").write_text("a text with enough words in it to be read , and a few more .")
+    assert main([*map(str, words), str(tmp_path / "short.txt"), "--format", "onnx-int8"]) == 2
+    assert "tokens are too few for products of 64 inputs; give at least 64 tokens" in capsys.readouterr().err
     assert main([*map(str, words), str(tmp_path / "b.txt"), "--format", "onnx"]) == 2
     assert "--calibrate" in (said := capsys.readouterr().err) and "is read for onnx-int8 and onnx-int8-vnni" in said
