@@ -45,7 +45,7 @@ def add_arguments(parser) -> None:
         "--step",
         type=int | None,
         default=None,
-        help="optimizer step of the checkpoint to export; the newest by default",
+        help="optimizer step of the checkpoint of --run to export; the newest by default",
     )
     parser.add_argument(
         "--model",
@@ -106,7 +106,14 @@ def check(options) -> None:
             f"{option}: not supported with --run, whose model has a masked-LM head; give the exported or fine-tuned "
             "model as --model"
         )
-    if options.model and options.format == ["hf"]:
+    if options.model and options.step is not None:
+        raise UserError(f"--step {options.step}: is a step of a run, which --model is not; give --run, or leave it out")
+    if options.text and set(options.format) == {"hf"}:
+        raise UserError(
+            f"--text {' '.join(options.text)}: is for formats that are compared with PyTorch; give another --format "
+            "than hf, or leave it out"
+        )
+    if options.model and set(options.format) == {"hf"}:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
 
