@@ -112,9 +112,7 @@ def check(options) -> None:
     for name in ("heldout", "teacher"):
         if name in options.typed:
             raise UserError(f"--{name}: not read by prune, which takes it only from a recipe for distill; leave it out")
-    check_cuts(_cuts(options), distilled=options.distill)
-    if options.compare and not options.target:
-        raise UserError("--compare: compares cuts of --target, which is missing; give it, or leave --compare out")
+    check_cuts(_cuts(options), distilled=options.distill, compare=options.compare)
     recipe = arguments.check_recipe(options)
     for name, value in _changed_settings(recipe, "student").items():
         if name != "student.freeze_positions":
