@@ -17,7 +17,7 @@ def check_written_sizes(written: Mapping[str, Any], family: Family) -> None:
 
     names = family.names
     least = dict.fromkeys((*names.dims[:4], "vocab_size", "max_position_embeddings", *names.sizes), 1)
-    least |= {name: 1 for name in (names.embedding, names.groups) if name}
+    least |= {names.embedding: 1} if names.embedding else {}
     least["type_vocab_size"] = 0
     aliases = CONFIG_MAPPING[family.name].attribute_map
     for key, value in written.items():

@@ -168,7 +168,7 @@ def _refuses(folder, encoder, keys, message):
         ("bert", {"type_vocab_size": -1}, "type_vocab_size = -1: must be a whole number, 0 or more"),
         ("distilbert", {"num_attention_heads": 0}, "num_attention_heads = 0: must be a whole number, 1 or more"),
         ("electra", {"embedding_size": 0}, "embedding_size = 0: must be a whole number, 1 or more"),
-        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups = 0: must be a whole number, 1 or more"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups = 0: must be 1 to num_hidden_layers"),
         ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers = 0: must be"),
         ("mpnet", {"relative_attention_num_buckets": 0}, "relative_attention_num_buckets = 0: must be"),
         ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings = 2: must be 3 or more"),
