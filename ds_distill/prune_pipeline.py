@@ -55,7 +55,7 @@ def prepare_and_prune(
         distilled: Whether to distill after each cut.
         choose: As in `prepare_and_distill`.
     """
-    check_cuts(prunings, distilled=distilled)
+    check_cuts(prunings, distilled=distilled, compare=compare)
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     preflight.fetch_model(model, "--model")

@@ -146,6 +146,31 @@ def mpnet_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def make_embedder(folder: Path, width: int = 32) -> Path:
+    """Make a folder with a tiny model one of sentence-transformers, which normalizes the output at [CLS]."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    pooling = {"word_embedding_dimension": width, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "q: "}}))
+    return folder
+
+
+def read_embedder(folder: Path) -> tuple[list[str], dict]:
+    """Return the kinds of a sentence-transformers folder's modules, and what its pooling states."""
+    modules = json.loads((folder / "modules.json").read_text())
+    assert all((folder / module["path"]).is_dir() for module in modules)
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    return [module["type"].rpartition(".")[2] for module in modules], pooling
+
+
 def save_encoder(family: str, folder: Path) -> Path:
     """Write a masked-LM model of `family` and its tokenizer to `folder`.
 

@@ -109,6 +109,9 @@ class StudyFile(RecipeFile):
 class Parser(ArgumentParser):
     """A parser that raises UserError.
 
+    The options of a command have, beside their values, `typed`: the keys of those that stand on the command line, which
+    a file under --config does not.
+
     Attributes:
         write_help: Takes the parser's options and returns the text of --help.
     """
@@ -133,9 +136,12 @@ class Parser(ArgumentParser):
         if self.chosen in commands:
             _report_lists_given_twice(list(args), commands[self.chosen])
         try:
-            return super().parse_args(args, *arguments, **options)
+            parsed = super().parse_args(args, *arguments, **options)
         except RecursionError:
             raise UserError("--config: the file includes itself or is nested too deeply") from None
+        if self.chosen in commands:
+            parsed[self.chosen].typed = _typed_keys(list(args), commands[self.chosen])
+        return parsed
 
     def _check_value_key(self, action, value, key, cfg, append=False):
         if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
@@ -161,6 +167,18 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
                 also = "" if last_name[lists[name]] == name else f", also as {last_name[lists[name]]}"
                 log(f"{name}: given twice{also}; only the last one is used. To pass several values, write {name} a b")
             last_name[lists[name]] = name
+
+
+def _typed_keys(words: list[str], parser: ArgumentParser) -> list[str]:
+    """Return the keys of the options among a command's words, a key within a section with the section's name."""
+    known, typed = parser._option_string_actions, []
+    for word in words:
+        name = word.partition("=")[0].removesuffix("+")
+        while name.startswith("--") and name not in known and "." in name:
+            name = name.rpartition(".")[0]  # a key of an option's value, such as --losses.match.weight
+        if name.startswith("--") and name in known:
+            typed.append(known[name].dest)
+    return typed
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:

@@ -140,6 +140,14 @@ def check_text_given(options, recipe: Recipe) -> None:
         )
 
 
+def check_one_text(options) -> None:
+    """Raise UserError where text is typed that is not read, because there are prepared tokens."""
+    if options.tokens and "corpus" in getattr(options, "typed", ()):
+        raise UserError(
+            f"--corpus {' '.join(options.corpus)}: is not read with --tokens {options.tokens}; leave one of them out"
+        )
+
+
 def require_output(options) -> None:
     """Raise UserError where a command that writes has no output folder."""
     if not options.output:

@@ -32,6 +32,7 @@ COMMON_OPTIONS = (
     "format",
     "output",
     "text",
+    "sequences",
     "data",
     "encoder",
     "calibrate",
@@ -45,7 +46,7 @@ def add_arguments(parser) -> None:
         "--step",
         type=int | None,
         default=None,
-        help="optimizer step of the checkpoint to export; the newest by default",
+        help="optimizer step of the checkpoint of --run to export; the newest by default",
     )
     parser.add_argument(
         "--model",
@@ -68,6 +69,12 @@ def add_arguments(parser) -> None:
         nargs="+",
         default=[],
         help="text on which each format is compared with PyTorch; a built-in sample by default",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=int | None,
+        default=None,
+        help="how many documents of --text are compared, of up to 128 tokens; 64 by default",
     )
     parser.add_argument(
         "--data",
@@ -106,7 +113,17 @@ def check(options) -> None:
             f"{option}: not supported with --run, whose model has a masked-LM head; give the exported or fine-tuned "
             "model as --model"
         )
-    if options.model and options.format == ["hf"]:
+    if options.model and options.step is not None:
+        raise UserError(f"--step {options.step}: is a step of a run, which --model is not; give --run, or leave it out")
+    if options.text and set(options.format) == {"hf"}:
+        raise UserError(
+            f"--text {' '.join(options.text)}: is for formats that are compared with PyTorch; give another --format "
+            "than hf, or leave it out"
+        )
+    if options.sequences is not None and (options.sequences < 1 or not options.text):
+        problem = "must be at least 1" if options.text else "counts documents of --text, which is missing"
+        raise UserError(f"--sequences {options.sequences}: {problem}; give another number, or leave it out")
+    if options.model and set(options.format) == {"hf"}:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
 
@@ -154,6 +171,7 @@ def run(options) -> dict:
             formats=formats,
             output=output,
             text=options.text,
+            sequences=options.sequences,
             data=options.data,
             encoder=options.encoder,
             calibrate=options.calibrate,

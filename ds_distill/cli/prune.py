@@ -31,6 +31,8 @@ ds-distill prune --model bert-base-uncased --target 1.3x 1.6x 2x --distill \
 COMMON_OPTIONS = ("model", "corpus", "target", "runtime", "shape", "uniform", "compare", "output")
 # the settings of a training that a cut alone reads: which tokens are masked, how much is evaluated, and on what
 READ_WITHOUT_TRAINING = ("training.seed", "training.eval_max_sequences", "training.device")
+TRAINING_SECTIONS = ("training", "losses", "student")
+READ_IN_TRAINING = ("data.weights", "data.clean_fraction")  # of the data
 LOSSES = {
     "before": "before",
     "saliency": "after: saliency, the rest corrected",
@@ -106,13 +108,17 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the model that is to be pruned")
     if not options.corpus and not options.tokens:
         raise UserError("--corpus is missing; give text of the kind that the model is for, or --tokens")
-    check_cuts(_cuts(options), distilled=options.distill)
+    arguments.check_one_text(options)
+    for name in ("heldout", "teacher"):
+        if name in options.typed:
+            raise UserError(f"--{name}: not read by prune, which takes it only from a recipe for distill; leave it out")
+    check_cuts(_cuts(options), distilled=options.distill, compare=options.compare)
     recipe = arguments.check_recipe(options)
     for name, value in _changed_settings(recipe, "student").items():
         if name != "student.freeze_positions":
             raise UserError(f"{name} = {value}: the student is the pruned model; leave it out, or use distill")
-    if not options.distill and options.config is None:
-        _check_nothing_for_training(recipe)
+    if not options.distill:
+        _check_nothing_for_training(recipe, options)
 
 
 def _changed_settings(recipe: Recipe, *sections: str) -> dict[str, Any]:
@@ -125,15 +131,21 @@ def _changed_settings(recipe: Recipe, *sections: str) -> dict[str, Any]:
     }
 
 
-def _check_nothing_for_training(recipe: Recipe) -> None:
-    """Raise UserError for a setting of a training that was not asked for."""
+def _check_nothing_for_training(recipe: Recipe, options) -> None:
+    """Raise UserError for a setting of a training that was not asked for.
+
+    A recipe file may be one for a training, so only what is typed beside it counts.
+    """
+    changed = _changed_settings(recipe, *TRAINING_SECTIONS)
+    changed |= {name: value for name, value in _changed_settings(recipe, "data").items() if name in READ_IN_TRAINING}
+    changed |= {"stages": recipe.stages} if recipe.stages else {}
+    typed = [name for name in options.typed if name.partition(".")[0] in (*TRAINING_SECTIONS, "stages")]
+    typed += [name for name in options.typed if name in READ_IN_TRAINING]
     given = [
-        name + (f" = {value}" if isinstance(value, str | float | int) else "")
-        for name, value in _changed_settings(recipe, "training", "losses", "student").items()
+        name + (f" = {changed[name]}" if isinstance(changed.get(name), str | float | int) else "")
+        for name in ([*changed, *typed] if options.config is None else typed)
         if name not in READ_WITHOUT_TRAINING
     ]
-    if recipe.stages:
-        given.append("stages")
     if given:
         raise UserError(f"{given[0]}: nothing is trained without --distill; add --distill, or leave it out")
 

@@ -42,6 +42,7 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the model whose vocabulary is to be trimmed")
     if not options.corpus and not options.tokens:
         raise UserError("--corpus is missing; give text of the languages that the model is for, or --tokens")
+    arguments.check_one_text(options)
     if options.min_count < 1:
         raise UserError(f"--min_count {options.min_count}: must be at least 1")
 

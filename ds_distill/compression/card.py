@@ -39,6 +39,7 @@ def trimmed_card(
         loader: As in `pruned_card`.
     """
     title, kind = "A model with a trimmed vocabulary", "masked-lm" if head else "encoder"
+    tags = card_tags(origin, embeds=origin.sentence_transformers and not loader)
     lost = figures["text_tokens_dropped"] / figures["text_tokens"]
     often = f" {min_count:,} times or more" if min_count > 1 else ""
     split = (
@@ -47,7 +48,7 @@ def trimmed_card(
         else "That text is split into the same tokens as before"
     )
     return (
-        front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
+        front_matter(kind, **provenance_entries(origin), tags=tags, model_name=title)
         + f"# {title}\n\n"
         + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. Its vocabulary has "
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
@@ -80,6 +81,7 @@ def pruned_card(
         loader: The code of `models.loader_text` where the folder loads as no stock class.
     """
     title, kind = "A pruned model", "masked-lm" if head else "encoder"
+    tags = card_tags(origin, embeds=origin.sentence_transformers and not loader)
     layers = [{"layer": number, **layer} for number, layer in enumerate(figures["layers"])]
     losses = (
         f"Its masked-LM loss at [MASK] on held-out text is {figures['loss_saliency']:.4f} nats, before the cut "
@@ -88,7 +90,7 @@ def pruned_card(
         else ""
     )
     return (
-        front_matter(kind, **provenance_entries(origin), tags=card_tags(origin), model_name=title)
+        front_matter(kind, **provenance_entries(origin), tags=tags, model_name=title)
         + f"# {title}\n\n"
         + f"{'A masked language model' if head else 'An encoder'} {MADE_WITH}{made_of(origin)}. "
         + f"{_describe_cut(pruning, figures)} Nothing was trained. "

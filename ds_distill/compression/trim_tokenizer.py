@@ -36,10 +36,9 @@ def trim_tokenizer(content: dict[str, Any], wanted: Iterable[str]) -> tuple[dict
     Raises:
         UserError: The tokenizer is of another kind.
     """
+    check_kind(content, "tokenizer.json")
     model = content["model"]
-    kind = model.get("type")
-    if kind not in _KINDS:
-        raise UserError(f"a tokenizer of the kind {kind} cannot be trimmed; give one of the kinds {', '.join(_KINDS)}")
+    kind = model["type"]
     ids = {piece: number for number, (piece, _) in enumerate(model["vocab"])} if kind == "Unigram" else model["vocab"]
     added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
     kept = (set(wanted) | _KINDS[kind](model, ids)) & ids.keys()
@@ -58,6 +57,16 @@ def trim_tokenizer(content: dict[str, Any], wanted: Iterable[str]) -> tuple[dict
     if trimmed.get("padding"):
         trimmed["padding"]["pad_id"] = new_ids[trimmed["padding"]["pad_id"]]
     return trimmed, former
+
+
+def check_kind(content: dict[str, Any], given: str) -> None:
+    """Raise UserError, beginning with `given`, where the tokenizer of this tokenizer.json is of an unknown kind."""
+    kind = content["model"].get("type")
+    if kind not in _KINDS:
+        raise UserError(
+            f"{given}: a tokenizer of the kind {kind} cannot be trimmed; give one of the kinds {', '.join(_KINDS)}, "
+            "with its model"
+        )
 
 
 def _keep_wordpiece(model: dict, ids: dict[str, int]) -> set[str]:

@@ -61,13 +61,20 @@ class Pruning:
         return asdict(self)
 
 
-def check_cuts(cuts: Sequence[Pruning], *, distilled: bool) -> None:
+def check_cuts(cuts: Sequence[Pruning], *, distilled: bool, compare: bool = False) -> None:
     """Raise UserError where a model cannot be cut like this, whatever the model.
 
     Args:
         cuts: How to prune, one cut after the other.
         distilled: Whether the model is distilled after each cut.
+        compare: Whether other methods are compared, which cut to the same shapes.
     """
+    for cut in cuts:
+        if cut.hidden_size is not None and cut.hidden_size < 1:
+            raise UserError(
+                f"--hidden_size {cut.hidden_size}: must be 1 or more; give a multiple of the model's head size, or "
+                "leave it out"
+            )
     if not cuts or any(cut.target == 1 and not cut.hidden_size for cut in cuts):
         raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
     for cut in cuts:
@@ -76,6 +83,10 @@ def check_cuts(cuts: Sequence[Pruning], *, distilled: bool) -> None:
         read_shape(f"{cut.batch}x{cut.length}", "--shape")
         if cut.runtime not in RUNTIMES:
             raise UserError(f"--runtime {cut.runtime}: unknown; give one of {', '.join(RUNTIMES)}")
+        if cut.uniform and cut.target == 1:
+            raise UserError("--uniform: is for cuts of --target, which is missing; give it, or leave --uniform out")
+        if compare and cut.target == 1:
+            raise UserError("--compare: is for cuts of --target, which is missing; give it, or leave --compare out")
         if cut.sequences < 1:
             raise UserError(f"--sequences {cut.sequences}: must be at least 1")
     speeds = [cut.target for cut in cuts]

@@ -79,6 +79,7 @@ def export_formats(
     output: Path,
     *,
     text: list[str],
+    sequences: int | None = None,
     data: str | None = None,
     encoder: bool = False,
     calibrate: Sequence[str] = (),
@@ -94,6 +95,7 @@ def export_formats(
         output: The folder to write into.
         text: The texts that the formats are compared on, as for prepare. If empty, this package's
             sample is used.
+        sequences: How many of their documents; SEQUENCES without a number.
         data: Labeled examples for a fine-tuned head, which is scored on them before and after.
         encoder: Export the model without its head.
         calibrate: The texts that int8 files of ONNX Runtime are calibrated on; none rounds weights to the nearest.
@@ -109,7 +111,7 @@ def export_formats(
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
-    batches = text_batches(source, text, sequences=SEQUENCES)
+    batches = text_batches(source, text, sequences=sequences or SEQUENCES)
     calibration = _calibration_batches(source, list(calibrate)) if calibrate else []
     dev = (own_dev_set if is_own_data(source, data) else dev_set)(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}

@@ -15,12 +15,13 @@ from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.exporters.model import ExportModel, read_json
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.folder import ModelFolder, load_config
+from ds_distill.models.loader_text import LOADER_LINE, loader_code
 from ds_distill.models.loading import load_model
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting import provenance
 from ds_distill.reporting.card_edits import set_metadata
-from ds_distill.reporting.card_sections import MADE_WITH, PIPELINES, QUANTIZED, front_matter
+from ds_distill.reporting.card_sections import MADE_WITH, PIPELINES, QUANTIZED, front_matter, usage_section
 from ds_distill.reporting.provenance import parse_front_matter
 from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError
@@ -73,7 +74,7 @@ def _write(source: ExportModel, folder: Path, name: str) -> None:
     if source.head == "encoder":
         config = cast(dict, read_json(folder / "config.json"))
         write_json(folder / "config.json", {key: value for key, value in config.items() if key not in TASK_KEYS})
-        write_sentence_transformers_files(source.folder, source.widths[0], source.reader.model_max_length, folder)
+        write_sentence_transformers_files(source.folder, model.config, source.reader.model_max_length, folder)
     (folder / "README.md").write_text(_make_card(source, name), encoding="utf-8")
     follow_umask(folder)
 
@@ -111,25 +112,30 @@ def _has_same_weights(first: Path, second: Path) -> bool:
 def _make_card(source: ExportModel, name: str) -> str:
     """Return the source's own card for the same model, else a short one with what the source's card names.
 
-    The card of a model of the Hub names that model as its base.
+    The card of a model of the Hub names that model as its base. That of a model which loads as no stock class has the
+    lines that load it.
     """
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    named = hub.name_in_cache(source.folder)
-    metadata, tags = parse_front_matter(card), ["sentence-transformers"] if source.head == "encoder" else []
+    named, loader = hub.name_in_cache(source.folder), loader_code(source.model)
+    tags = ["sentence-transformers"] if source.head == "encoder" and not loader else []
+    metadata = parse_front_matter(card)
     # the card of a model whose head is left out is not one of its encoder
     if metadata and (
         source.head != "encoder" or (MADE_WITH in card and metadata.get("pipeline_tag") == PIPELINES["encoder"])
     ):
         entries: dict[str, Any] = {"base_model": named[0]} if named else {}
         entries |= {"tags": list(dict.fromkeys([*metadata.get("tags", []), *tags]))} if tags else {}
+        if loader and LOADER_LINE not in card:
+            card = card.rstrip() + "\n\n" + usage_section(source.head, loader=loader)
         return set_metadata(card, **entries) if entries else card
     origin = provenance.from_model(source.folder)
     description = (
         f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
     )
     entries = {"base_model": origin.base_model, "language": origin.language, **origin.license, "tags": tags}
-    return front_matter(source.head, **entries) + f"# {name}\n\n{description} Exported with ds-distill.\n"
+    card = front_matter(source.head, **entries) + f"# {name}\n\n{description} Exported with ds-distill.\n"
+    return card + ("\n" + usage_section(source.head, loader=loader) if loader else "")
 
 
 def declare_quantized(card: Path, source: ExportModel) -> None:

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import cast
 
+from transformers import PretrainedConfig
+
 from ds_distill.exporters.model import read_json
+from ds_distill.models.families import get_family_by_type
+from ds_distill.models.layer_shapes import is_pruned
 from ds_distill.utils.console import log
 from ds_distill.utils.files import copy_within
 
@@ -24,19 +28,28 @@ KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "trunca
 MODULES, LENGTHS, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 
 
-def write_sentence_transformers_files(source: Path, width: int, max_length: int, folder: Path) -> None:
+def write_sentence_transformers_files(source: Path, config: PretrainedConfig, max_length: int, folder: Path) -> None:
     """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`.
 
     They are those of the source where it is a sentence-transformers folder, else they describe mean
     pooling. Of a model of another width than the source, the modules before the first with weights
-    are written.
+    are written. Nothing is written for a model whose layers have shapes of their own:
+    sentence-transformers builds the stock class, and would give it random weights.
 
     Args:
         source: The folder of the model that the one in `folder` was made of.
-        width: The hidden size of the model in `folder`.
+        config: The config of the model in `folder`.
         max_length: The number of tokens that it reads.
         folder: An existing folder.
     """
+    if is_pruned(config):
+        if has_sentence_transformers_files(source):
+            log(
+                f"{source}: its {MODULES} is left out, because sentence-transformers cannot load layers that were "
+                "pruned to shapes of their own; the README.md has the lines that load the model"
+            )
+        return
+    width = get_family_by_type(config.model_type).dims(config).width
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for kind, settings, weights in _modules_after_transformer(source, width):
         number = len(modules)
@@ -61,9 +74,14 @@ def write_sentence_transformers_files(source: Path, width: int, max_length: int,
         _write_json(folder / SETTINGS, selected)
 
 
+def has_sentence_transformers_files(folder: Path) -> bool:
+    """Return whether a folder is one that sentence-transformers loads with its modules."""
+    return (folder / MODULES).is_file()
+
+
 def copy_sentence_transformers_files(source: Path, folder: Path) -> None:
     """Copy what `write_sentence_transformers_files` has written into `source`, if anything, into `folder`."""
-    if not (source / MODULES).is_file():
+    if not has_sentence_transformers_files(source):
         return
     for name in (MODULES, LENGTHS, SETTINGS):
         if (source / name).is_file():

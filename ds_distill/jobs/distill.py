@@ -1,12 +1,11 @@
 """The job of distilling a student on prepared tokens."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -45,7 +44,7 @@ from ds_distill.training.stages import Stages
 from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.utils.console import log
 
-SAMPLE, LOOKED_AT = 8192, 1 << 16  # tokens, and the sequences among which full ones are looked for
+SAMPLE, LOOKED_AT = 8192, 1 << 16  # tokens, and the sequences among which they are looked for
 
 
 def distill(
@@ -174,12 +173,13 @@ def distill(
         )
 
 
-def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[Tensor, list[Tensor]]:
     """Return (token_counts, sample) for a start with factors, see `build_student`; alike on every rank.
 
     The counts, float64 [V], are of what the student reads, tokens as in the text and [MASK] as masks put it there, and
-    of what it is asked for, which is drawn with p ∝ count · count^-smoothing; both count as much. Without a sequence of
-    full length there is no sample.
+    of what it is asked for, which is drawn with p ∝ count · count^-smoothing; both count as much. The sample is of
+    sequences of full length where there are any, since others are the rests of packed text; lines are taken as they
+    come.
     """
     counts, tokenizer = torch.from_numpy(store.token_counts).double(), load_tokenizer(tokens / "tokenizer")
     mask = cast(int, tokenizer.mask_token_id)
@@ -190,10 +190,16 @@ def _describe_text(store: TokenDataset, tokens: Path, recipe: Recipe) -> tuple[T
     if recipe.need_vocabulary:
         counts += total * asked / asked.sum().clamp_min(1.0)
     length = recipe.data.sequence_length
-    rows = (torch.from_numpy(store.sequence(index).astype("int64")) for index in range(min(len(store), LOOKED_AT)))
-    whole = list(itertools.islice((row for row in rows if len(row) == length), math.ceil(SAMPLE / length)))
-    if not whole:
-        return counts, None
-    sample = torch.stack(whole)
-    chosen = torch.rand(sample.shape, generator=torch.Generator().manual_seed(recipe.training.seed)) < share
-    return counts, torch.where(chosen, mask, sample)
+    # drawn from all of the text, since its parts may be of different kinds
+    drawn = np.random.default_rng(recipe.training.seed).choice(len(store), min(len(store), LOOKED_AT), replace=False)
+    seen = store.lengths(drawn)
+    full = np.flatnonzero(seen == length)
+    taken = full if len(full) and store.manifest["mode"] != "lines" else np.arange(len(seen))
+    taken = taken[: 1 + np.searchsorted(np.cumsum(seen[taken]), SAMPLE)]
+    generator = torch.Generator().manual_seed(recipe.training.seed)
+    sample = []
+    for size in np.unique(seen[taken]):  # rows of one length need no padding
+        rows = np.stack([store.sequence(index) for index in drawn[taken[seen[taken] == size]]])
+        ids = torch.from_numpy(rows.astype("int64"))
+        sample.append(torch.where(torch.rand(ids.shape, generator=generator) < share, mask, ids))
+    return counts, sample

@@ -24,6 +24,10 @@ from ds_distill.data.loader import heldout_batches
 from ds_distill.data.masking import Masker
 from ds_distill.data.run_data import make_masker, open_heldout, text_fingerprint
 from ds_distill.estimate.flops import forward_flops_per_token
+from ds_distill.exporters.sentence_embedding import (
+    has_sentence_transformers_files,
+    write_sentence_transformers_files,
+)
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -302,6 +306,8 @@ def _write(
 ) -> None:
     family = get_family(model)
     save_model_folder(model, tokenizer, export)
+    if has_sentence_transformers_files(folder.path):
+        write_sentence_transformers_files(folder.path, model.config, tokenizer.model_max_length, export)
     card = pruned_card(
         figures,
         pruning,

@@ -17,7 +17,6 @@ from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder
-from ds_distill.models.layer_shapes import is_pruned
 from ds_distill.models.loader_text import loader_code
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
@@ -40,18 +39,16 @@ def keep_model(
     """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder.
 
     What the model card tells is saved too. Where `base`, the model that this one is made of, has the files of
-    sentence-transformers, they are saved as well, if this one is of a stock class, which that library loads.
+    sentence-transformers, they are saved as well.
     """
     config = model.config
 
     def keep() -> None:
         if not folder.has_model():
             copy_within(tokens / "tokenizer", folder.model, tokens)
-            if base and origin.sentence_transformers and not is_pruned(config):
-                family = get_family_by_type(config.model_type)
-                write_sentence_transformers_files(
-                    base.path, family.dims(config).width, family.positions(config), folder.model
-                )
+            if base and origin.sentence_transformers:
+                positions = get_family_by_type(config.model_type).positions(config)
+                write_sentence_transformers_files(base.path, config, positions, folder.model)
             config.save_pretrained(folder.model)
         provenance.write(origin, folder.provenance)
 

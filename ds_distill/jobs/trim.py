@@ -11,10 +11,14 @@ import numpy as np
 
 from ds_distill.compression.card import trimmed_card
 from ds_distill.compression.trim_model import trim_model
-from ds_distill.compression.trim_tokenizer import trim_tokenizer
+from ds_distill.compression.trim_tokenizer import check_kind, trim_tokenizer
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.run_data import default_recipe, is_prepared, prepare_tokens, text_fingerprint
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.exporters.sentence_embedding import (
+    has_sentence_transformers_files,
+    write_sentence_transformers_files,
+)
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loader_text import loader_code
@@ -22,6 +26,7 @@ from ds_distill.models.loading import load_encoder
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.models import check_fits_prepared_tokens, report_lost_head
 from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone, read_finished
@@ -42,8 +47,14 @@ def trim(
         corpus: The text.
         tokens: A folder of prepared tokens instead.
         min_count: How often a token must occur in the text to be kept.
+
+    Raises:
+        UserError: The tokenizer is of another kind, or does not belong to the model, or the text has no tokens.
     """
     folder = find_model_folder(model, "--model")
+    content = json.loads(folder.tokenizer.backend_tokenizer.to_str())
+    check_kind(content, folder.given)
+    check_vocabulary(folder.tokenizer, folder.config, folder.given)
     whole = load_encoder(folder)
     text = text_fingerprint(list(corpus), tokens)
     identity = {"model": weights_fingerprint(whole)[:16], "text": text, "min_count": min_count}
@@ -55,7 +66,6 @@ def trim(
         counts = _count(folder, output, list(corpus), tokens)
         vocabulary = folder.tokenizer.get_vocab()
         wanted = [token for token, number in vocabulary.items() if counts[number] >= min_count]
-        content = json.loads(folder.tokenizer.backend_tokenizer.to_str())
         trimmed, former = trim_tokenizer(content, wanted)
         before = whole.num_parameters()
         trim_model(whole, former)
@@ -76,7 +86,10 @@ def trim(
         )
         with explain_disk_full(output), spinner("writing the model"):
             set_rank(whole.config, folder.linear_rank)  # The layers stay as they are.
-            save_model_folder(whole, _load_trimmed(folder, trimmed), export)
+            tokenizer = _load_trimmed(folder, trimmed)
+            save_model_folder(whole, tokenizer, export)
+            if has_sentence_transformers_files(folder.path):
+                write_sentence_transformers_files(folder.path, whole.config, tokenizer.model_max_length, export)
             family = get_family(whole)
             card = trimmed_card(
                 figures,
@@ -100,9 +113,18 @@ def _count(folder: ModelFolder, output: Path, corpus: list[str], tokens: str | N
         prepare_tokens(corpus, folder.tokenizer, place, recipe)
     store = TokenDataset.open(place, "train")
     check_fits_prepared_tokens(store, folder)
-    if not store.token_counts.sum():
+    counts = store.token_counts + _count_heldout(TokenDataset.open(place, "heldout"))
+    if not counts.sum():
         raise UserError(f"{place}: the text has no tokens; give text with --corpus")
-    return store.token_counts
+    return counts
+
+
+def _count_heldout(store: TokenDataset) -> np.ndarray:
+    """Return how often each token occurs in the held-out part of a text, int64 [V]: no file counts these."""
+    counts = np.zeros_like(store.token_counts)
+    for index in range(len(store)):
+        np.add.at(counts, store.sequence(index), 1)
+    return counts
 
 
 def _load_trimmed(folder: ModelFolder, content: dict):

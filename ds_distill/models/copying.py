@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -101,7 +101,7 @@ def copy_from_teacher(
     layer_map: list[int] | None,
     embedding_size: int | None = None,
     token_counts: Tensor | None = None,
-    sample: Tensor | None = None,
+    sample: Sequence[Tensor] | None = None,
 ) -> list[str]:
     """Copy the teacher's parameters into the student's, by name; return the names of those that stay as they are.
 
@@ -118,7 +118,7 @@ def copy_from_teacher(
         embedding_size: The width that the student was asked to have of its embeddings, which are then factorized
             instead of cut; None for neither.
         token_counts: As in `principal_isometry`.
-        sample: As in `build_student`.
+        sample: As in `build_student`, each int64 [B, L].
     """
     family, student_family = get_family(teacher), get_family(student)
     student_class = get_student_class(family, student_family.name)
@@ -137,7 +137,7 @@ def copy_from_teacher(
         projection = student_family.factors.projection
         add_identity(source, counterpart(f"{projection}.weight"), counterpart(f"{projection}.bias"), width)
         if embedding_size is not None and embedding_size < width:
-            read = None if sample is None or not family.has_head(teacher) else _run_head(teacher, sample)
+            read = _run_head(teacher, sample) if sample and family.has_head(teacher) else None
             source |= factorize(source, student_family, counterpart, embedding_size, token_counts, read)
     layers = re.compile(rf"{re.escape(student_family.layers)}\.(\d+)\.")
     places = student_family.layer_places(student.config)
@@ -192,11 +192,20 @@ def _mean(weights: Sequence[Tensor]) -> Tensor:
     return different[0] if len(different) == 1 else torch.stack([weight.float() for weight in different]).mean(0)
 
 
-def _run_head(teacher: PreTrainedModel, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hidden states [B · L, H] that a teacher's head reads, and [B · L, E], what its decoder does, fp32."""
+def sample_batches(sample: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the sequences of a sample of text, int64 [b, L], a few at a time."""
+    for ids in sample:
+        yield from ids.split(16)
+
+
+def _run_head(teacher: PreTrainedModel, sample: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the hidden states [N, H] that a teacher's head reads, and [N, E], what its decoder does, fp32.
+
+    N is the number of tokens of the sample.
+    """
     family = get_family(teacher)
     parts = []
-    for ids in sample.split(16):
+    for ids in sample_batches(sample):
         hidden, _ = run_encoder(teacher, ids.to(teacher.device), None)
         parts.append([x.flatten(0, 1).float().cpu() for x in (hidden, family.mlm_transform(teacher, hidden))])
     hidden, output = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -256,18 +256,20 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    from ds_distill.models.config_sizes import check_sizes, check_written_sizes
     from ds_distill.models.layer_shapes import check_layer_shapes
     from ds_distill.models.low_rank import set_rank
 
-    model_type = read_config(folder, given)["model_type"]
+    unfit = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, StrictDataclassError)
+    written = read_config(folder, given)
+    family = get_family_by_type(written["model_type"])
     try:
+        check_written_sizes(written, family)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        family = get_family_by_type(model_type)
         family.standardize(config)
-        if not all(isinstance(number, int) for number in (family.positions(config), *family.dims(config)[:4])):
-            raise ValueError("its sizes are not whole numbers")
+        check_sizes(config, family)
         check_layer_shapes(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except unfit as error:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error

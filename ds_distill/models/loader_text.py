@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ds_distill.models.families import get_family
 from ds_distill.models.layer_shapes import is_pruned, layer_shapes
 
+LOADER_LINE = "from safetensors.torch import load_file"  # by which a text that has the lines is known
 LOADER = """import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, {kind}

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
+from ds_distill.models.leftovers import check_leftovers
 from ds_distill.models.low_rank import put_factors
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.articles import with_article
@@ -41,7 +42,7 @@ def load_model(
 
     Raises:
         UserError: The config describes no model, or another model than the one that the weights
-            belong to, or the weights cannot be read or are not finite.
+            belong to, such as one of fewer layers, or the weights cannot be read or are not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -82,11 +83,13 @@ def load_model(
             f"{with_article(type(model).__name__)}; save the model itself with save_pretrained, not a module that "
             "contains it"
         )
+    missing = set(info["missing_keys"])
+    if not any(name.startswith(family.prefix(model)) and ".pooler." not in f".{name}" for name in missing):
+        check_leftovers(info["unexpected_keys"], names, model, given)  # else callers name what is missing
     # without this, save_pretrained would write the names that stood in the file
     model._weight_conversions = None
     if not hollow:
         check_finite(model.named_parameters(), given)
-    missing = set(info["missing_keys"])
     _take_bias_from_head(model, missing)
     return model, sorted(missing)
 

@@ -6,7 +6,6 @@ Source: Sanh et al. 2019, section 2. The copied MLM transform is that of the aut
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ds_distill.models.copying import (
     check_tied,
     copy_from_teacher,
+    sample_batches,
     tell_of_another_class,
     warn_of_eps,
     warn_of_first_layer,
@@ -45,7 +45,7 @@ def build_student(
     from_: str | None = None,
     head: bool = True,
     token_counts: Tensor | None = None,
-    sample: Tensor | None = None,
+    sample: Tensor | Sequence[Tensor] | None = None,
 ) -> PreTrainedModel:
     """Build a student in fp32, on the CPU, in train mode: a masked-LM model, or a bare encoder.
 
@@ -78,8 +78,9 @@ def build_student(
             intermediate_size, embedding_size, num_hidden_groups, linear_rank and family are then without meaning.
         head: Whether it has a masked-LM head.
         token_counts: How often text has each token, [V] or shorter, for `embedding_size`; None for equally often.
-        sample: Ids of masked text, int64 [B, L], to fit the head of an `embedding_size` to what the teacher's makes of
-            it, and the factors of a `linear_rank` to their layers' inputs; None for no fit.
+        sample: Ids of masked text, int64 [B, L], or several of these with lengths of their own, to fit the head of an
+            `embedding_size` to what the teacher's makes of it, and the factors of a `linear_rank` to their layers'
+            inputs; None for no fit.
 
     Raises:
         UserError: The layer map, a width, the family or the dropout is unfit, the teacher's decoder is not tied, the
@@ -88,6 +89,7 @@ def build_student(
     A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have. Another one is logged where a
     first layer, which lacks a norm in some families, is copied into another layer or starts from one.
     """
+    sample = [sample] if isinstance(sample, Tensor) else sample
     layer_map, config = plan_student(
         teacher_model.config,
         init_layers=init_layers,
@@ -146,18 +148,19 @@ def load_start(
     return load_encoder(start, dropout=dropout, hollow=hollow, bare=True)
 
 
-def _factor(student: PreTrainedModel, rank: int, sample: Tensor | None) -> None:
+def _factor(student: PreTrainedModel, rank: int, sample: Sequence[Tensor] | None) -> None:
     """Factor a student's linear layers, in place, by what their inputs are on the sample."""
 
     def run() -> None:
-        for ids in cast(Tensor, sample).split(16):
+        for ids in sample_batches(sample or ()):
             run_encoder(student, ids, None)
 
     student.eval()
     with spinner("factoring the student's linear layers"):
-        errors = factor_linears(student, rank, None if sample is None else input_moments(student, run)).values()
+        errors = factor_linears(student, rank, input_moments(student, run) if sample else None).values()
     error = sum(errors) / len(errors)
-    log(f"student: factors of rank {rank} change what its linear layers put out by {error:.1%} (mean square)")
+    inputs = "" if sample else ", of inputs that are alike in all directions, since there is no text to take them from"
+    log(f"student: factors of rank {rank} change what its linear layers put out by {error:.1%} (mean square){inputs}")
 
 
 def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedModel:

@@ -101,9 +101,18 @@ def provenance_entries(origin: Provenance) -> dict[str, Any]:
     return entries | {"datasets": origin.datasets}
 
 
-def card_tags(origin: Provenance) -> list[str]:
-    """Return the tags that a card has on the Hub."""
-    return ["ds-distill", *(["distillation"] if origin.distilled else [])]
+def card_tags(origin: Provenance, embeds: bool = False) -> list[str]:
+    """Return the tags that a card has on the Hub.
+
+    Args:
+        origin: What the model was made of.
+        embeds: Whether sentence-transformers loads the folder.
+    """
+    return [
+        "ds-distill",
+        *(["distillation"] if origin.distilled else []),
+        *(["sentence-transformers"] if embeds else []),
+    ]
 
 
 def is_measured(value: float | None) -> TypeGuard[float]:

@@ -67,7 +67,6 @@ def model_card(
     figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
     positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
-    embeds = ["sentence-transformers"] if origin.sentence_transformers and not loader else []
     if head == "encoder":
         # terms of the loss may be small
         figures = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in figures.items()}
@@ -79,7 +78,7 @@ def model_card(
         front_matter(
             head,
             **provenance_entries(origin),
-            tags=card_tags(origin) + embeds,
+            tags=card_tags(origin, embeds=origin.sentence_transformers and not loader),
             model_name=title,
             eval_results=list(heldout_results(summary, origin.datasets)),
         )

@@ -200,7 +200,7 @@ def test_a_config_of_another_form(folder, changes):
         ("albert", {"inner_group_num": 2}, "inner_group_num = 2: only one layer in each group"),
         ("albert", {"embedding_size": 32}, "disagree on the shape of .*albert.embeddings"),
         ("electra", {"embedding_size": 32}, "config.json"),
-        ("electra", {"embedding_size": -1}, "config.json does not describe a model"),
+        ("electra", {"embedding_size": -1}, "embedding_size = -1: must be a whole number, 1 or more"),
         ("electra", {"embedding_size": 2**30}, "config.json describes .* parameters, but"),
     ],
 )

@@ -30,6 +30,7 @@ class ConfigNames:
             encoder's.
         groups: The key of the number of groups of layers that share their weights, where layers can share them.
         per_layer: The keys of lists that have one entry for each layer.
+        sizes: The keys of further whole numbers that must be 1 or more.
     """
 
     depth: str = "num_hidden_layers"
@@ -43,6 +44,7 @@ class ConfigNames:
     groups: str | None = None
     eps: str = "layer_norm_eps"
     per_layer: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     @property
     def dims(self) -> tuple[str, str, str, str, str]:

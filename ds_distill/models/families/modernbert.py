@@ -61,6 +61,7 @@ MODERNBERT = Family(
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
         eps="norm_eps",
         per_layer=("layer_types",),
+        sizes=("local_attention", "global_attn_every_n_layers"),
     ),
     as_bert=AsBert(EMBEDDINGS, layers=False),
     ffn=None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ds_distill.models.families.family import AsBert, Family
+from ds_distill.models.families.family import AsBert, ConfigNames, Family
 from ds_distill.models.families.roberta import ROBERTAS_HEAD, robertas_transform
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ MPNET = Family(
     decoder="lm_head.decoder",
     mlm_transform=robertas_transform,
     as_bert=AsBert(RENAMES, lost="the bias of its attention by relative position"),
+    names=ConfigNames(sizes=("relative_attention_num_buckets",)),
     outputs=None,  # all layers' heads share one bias
     projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     first_position=lambda config: 2,

@@ -14,6 +14,7 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.config.unknown_keys import OTHER_NAMES, unknown_key_message
 from ds_distill.recipe import Training
 from ds_distill.run_folder import find_model
+from ds_distill.utils.errors import UserError
 from tests import patience
 from tests.start import ROOT
 
@@ -396,3 +397,35 @@ def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
         assert patience.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT).returncode == 0 and done.exists(), (
             shell
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "m", "--step", "5", "--format", "onnx"], "--step 5: is a step of a run, which --model is not"),
+        (["--model", "m", "--format", "hf", "hf"], "--model m is already a Hugging Face folder"),
+        (["--run", "r", "--text", "a.txt"], "--text a.txt: is for formats that are compared with PyTorch"),
+        (["--run", "r", "--step", "5"], None),
+        (["--run", "r", "--text", "a.txt", "--format", "hf", "onnx"], None),
+    ],
+)
+def test_options_of_export_that_would_change_nothing_are_refused(words, message):
+    options = build_parser().parse_args(["export", *words, "--output", "o"])["export"]
+    if message is None:
+        COMMANDS["export"].check(options)
+    else:
+        with pytest.raises(UserError, match=message):
+            COMMANDS["export"].check(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["--model", "m", "--input", "a", "b"], {"model", "corpus"}),
+        (["--training.seed=3", "--losses.match+", "{loss: relation}"], {"training.seed", "losses.match"}),
+        (["--student.from", "x", "--losses", "{kl: 1.0}", "--uniform"], {"student.from", "losses", "uniform"}),
+        (["--config", "few_tokens"], {"config"}),
+    ],
+)
+def test_the_options_that_are_typed_are_known(words, typed):
+    assert set(build_parser().parse_args(["prune", *words])["prune"].typed) == typed

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
 
 import ds_distill
 from ds_distill.cli import main
 from ds_distill.cli import prune as command
+from ds_distill.cli.parser import build_parser
 from ds_distill.compression.calibration import collect_moments
 from ds_distill.compression.latency_table import LatencyTable
 from ds_distill.compression.prune_model import METHODS, plan_removals, prune_model
@@ -35,7 +36,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.recipe import Data
 from ds_distill.utils.errors import UserError
-from tests.tiny import save_encoder
+from tests.tiny import make_embedder, read_embedder, save_encoder
 
 LENGTH = 32
 IDS = torch.arange(5, 37).view(2, 16)
@@ -113,12 +114,66 @@ def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
             "student.freeze_positions = True: nothing is trained",
         ),
         (["--target", "2x", "--losses.match", "[{loss: relation}]"], "losses.match: nothing is trained without --dist"),
+        (["--target", "2x", "--data.clean_fraction", "0.5"], "data.clean_fraction = 0.5: nothing is trained"),
+        (["--target", "2x", "--hidden_size", "0"], "--hidden_size 0: must be 1 or more; give a multiple of"),
+        (["--hidden_size", "0"], "--hidden_size 0: must be"),
+        (["--target", "2x", "--hidden_size", "-4"], "--hidden_size -4: must be"),
+        (["--hidden_size", "16", "--uniform"], "--uniform: is for cuts of --target, which is missing"),
+        (["--hidden_size", "16", "--compare"], "--compare: is for cuts of --target, which is missing"),
+        (["--target", "2x", "--tokens", "t"], "is not read with --tokens t; leave one of them out"),
+        (["--target", "2x", "--heldout", "more.txt"], "--heldout: not read by prune"),
+        (["--target", "2x", "--teacher", "t"], "--teacher: not read by prune"),
     ],
 )
 def test_mistakes_in_options_get_a_sentence(world, tmp_path, capsys, words, message):
     given = ["--model", str(world / "bert"), "--corpus", str(world / "text.txt"), "--output", str(tmp_path / "out")]
     assert main(["prune", *given, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+RECIPE = "losses: {kl: 3.0}\ntraining: {max_tokens: 1000, seed: 3}\nteacher: [t]\nheldout: [more.txt]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], None),
+        (["--training.seed", "5", "--data.sequence_length", "32"], None),
+        (["--training.max_tokens", "9"], "training.max_tokens = 9: nothing is trained without --distill"),
+        (["--training.learning_rate=1e-3"], "training.learning_rate = 0.001: nothing is trained"),
+        (["--losses.match", "[{loss: relation}]"], "losses.match: nothing is trained"),
+        (["--losses", "{kl: 2.0}"], "losses: nothing is trained"),
+        (["--stages", "[{share: 1.0}]"], "stages: nothing is trained"),
+        (["--data.weights", "[2.0]"], "data.weights: nothing is trained"),
+        (["--training.max_tokens", "9", "--distill"], None),
+        (["--teacher", "u"], "--teacher: not read by prune"),
+    ],
+)
+@pytest.mark.parametrize("recipe_first", [True, False])
+def test_a_recipe_may_be_one_for_a_training_but_what_is_typed_beside_it_may_not(tmp_path, words, message, recipe_first):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = ["--config", str(tmp_path / "recipe.yaml")]
+    given = ["prune", "--model", "m", "--corpus", "a.txt", "--target", "2x", "--output", str(tmp_path / "out")]
+    words = [*recipe, *given[1:], *words] if recipe_first else [*given[1:], *words, *recipe]
+    options = build_parser().parse_args(["prune", *words])["prune"]
+    if message is None:
+        command.check(options)
+    else:
+        with pytest.raises(UserError, match=re.escape(message) if recipe_first else "nothing is trained|not read"):
+            command.check(options)
+
+
+@pytest.mark.parametrize("shape", [{"uniform": True, "target": 1.5}, {"target": 1.0, "hidden_size": 16}])
+def test_a_sentence_embedder_stays_one_where_its_class_loads_it(world, first, tmp_path, shape):
+    model = AutoModelForMaskedLM.from_pretrained(world / "bert").base_model
+    save_model_folder(model, find_model_folder(str(world / "bert")).tokenizer, tmp_path / "given")
+    make_embedder(tmp_path / "given")
+    given = {"tokens": first["tokens"]} | ({} if "hidden_size" in shape else {"latency_table": world / "table.json"})
+    export = Path(cut(world, tmp_path / "out", model=tmp_path / "given", **shape, **given)["export"])
+    kinds, pooling = read_embedder(export)
+    assert kinds == ["Transformer", "Pooling", "Normalize"] and pooling["pooling_mode_cls_token"]
+    assert pooling["word_embedding_dimension"] == AutoModel.from_pretrained(export).config.hidden_size
+    assert "- sentence-transformers" in (export / "README.md").read_text()
 
 
 def make_pruned(world, folder, shapes):

@@ -17,23 +17,28 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
     pipeline,
 )
 
 import ds_distill
+from ds_distill.cli import main
 from ds_distill.cli import trim as command
 from ds_distill.compression.prune_model import prune_model
 from ds_distill.compression.trim_model import trim_model
 from ds_distill.compression.trim_tokenizer import trim_tokenizer
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.run_data import prepare_tokens
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.jobs.trim import trim
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.layer_shapes import LayerShape
 from ds_distill.models.saving import save_model_folder
+from ds_distill.recipe import Data, Recipe
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
-from tests.tiny import FAMILIES, save_encoder
+from tests.tiny import FAMILIES, make_embedder, read_embedder, save_encoder
 
 LINES = [line for line in SAMPLE.read_text().splitlines() if line.strip()]
 TEXT = st.lists(st.sampled_from(" ".join(LINES).split()), min_size=1, max_size=8).map(" ".join)
@@ -175,6 +180,73 @@ def test_the_example_in_the_card_of_a_pruned_model_runs(encoders, tmp_path, monk
     exec(code, scope)
     ids = torch.arange(5, 15)[None]
     assert torch.equal(scope["model"](ids).logits, ds_distill.load(export)(ids).logits)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_sentence_embedder_stays_one(encoders, tmp_path, pruned):
+    tokenizer = find_model_folder(str(encoders["bert"])).tokenizer
+    model = AutoModel.from_pretrained(encoders["bert"])
+    if pruned:
+        prune_model(model, [LayerShape(1, 8), LayerShape(0, 64)], "first")
+    save_model_folder(model, tokenizer, tmp_path / "given")
+    make_embedder(tmp_path / "given")
+    (tmp_path / "text.txt").write_text("\n\n".join(LINES[:4]))
+    export = Path(trim(str(tmp_path / "given"), tmp_path / "out", corpus=[str(tmp_path / "text.txt")])["export"])
+    card = (export / "README.md").read_text()
+    assert ("- sentence-transformers" in card) == (export / "modules.json").is_file() == (not pruned)
+    if pruned:  # which sentence-transformers cannot load
+        return
+    kinds, pooling = read_embedder(export)
+    assert kinds == ["Transformer", "Pooling", "Normalize"]
+    assert [key for key, value in pooling.items() if value is True] == ["pooling_mode_cls_token", "include_prompt"]
+    assert json.loads((export / "config_sentence_transformers.json").read_text()) == {"prompts": {"query": "q: "}}
+
+
+def _add_tokens(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[NEW]"])
+    tokenizer.save_pretrained(folder)
+
+
+def _replace_tokenizer(folder):
+    marks = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]", "cls_token": "[CLS]"}
+    words = {mark: number for number, mark in enumerate([*marks.values(), "[SEP]", "word"])}
+    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, sep_token="[SEP]", **marks).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_add_tokens, r"--model .*: its tokenizer has 301 tokens, but .* call model.resize_token_embeddings"),
+        (_replace_tokenizer, "--model .*: a tokenizer of the kind WordLevel cannot be trimmed"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trimmed_is_refused_before_any_text_is_read(encoders, tmp_path, change, message):
+    model = shutil.copytree(encoders["bert"], tmp_path / "model")
+    change(model)
+    with pytest.raises(UserError, match=message):
+        trim(str(model), tmp_path / "out", corpus=[str(tmp_path / "no text")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_of_the_held_out_part_are_kept(encoders, tmp_path):
+    tokenizer = find_model_folder(str(encoders["bert"])).tokenizer
+    (tmp_path / "text.txt").write_text("\n\n".join(LINES))
+    recipe = Recipe(data=Data(sequence_length=32, heldout_fraction=0.5, workers=1))
+    prepare_tokens([str(tmp_path / "text.txt")], tokenizer, tmp_path / "tokens", recipe)
+    used = {number for line in LINES for number in tokenizer(line)["input_ids"]}
+    assert (TokenDataset.open(tmp_path / "tokens").token_counts > 0).sum() < len(used), "some are held out alone"
+    summary = trim(str(encoders["bert"]), tmp_path / "out", tokens=str(tmp_path / "tokens"))
+    trimmed = AutoTokenizer.from_pretrained(summary["export"])
+    assert summary["text_tokens_dropped"] == 0
+    assert [trimmed.tokenize(line) for line in LINES] == [tokenizer.tokenize(line) for line in LINES]
+
+
+def test_text_beside_prepared_tokens_is_refused(capsys, tmp_path):
+    words = ["--model", "m", "--corpus", "a.txt", "--tokens", "t", "--output", str(tmp_path / "out")]
+    assert main(["trim", *words]) == 2
+    assert "--corpus a.txt: is not read with --tokens t; leave one" in capsys.readouterr().err
 
 
 def test_rare_tokens_are_dropped_where_asked_for(encoders, tmp_path):

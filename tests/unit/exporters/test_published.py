@@ -6,6 +6,7 @@ this machine.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,14 @@ from transformers import (
     pipeline,
 )
 
+import ds_distill
 from ds_distill.cli import main
+from ds_distill.compression.prune_model import prune_model
 from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.published import publish_model
 from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.layer_shapes import LayerShape
 from ds_distill.models.saving import save_model_folder
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT, environment_of
@@ -267,6 +271,29 @@ def test_an_encoder_has_what_sentence_transformers_reads(student, tmp_path):
         2,
     )
     assert len(pipeline("feature-extraction", str(tmp_path))("a text")[0][0]) == 32
+
+
+@pytest.mark.parametrize("heads", [0, 1])
+@pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n\n# Mine\n"])
+@pytest.mark.parametrize("encoder", [True, False])
+def test_a_model_of_no_stock_class_says_how_it_loads(student, tmp_path, monkeypatch, heads, card, encoder):
+    """sentence-transformers would give its layers random weights."""
+    model = AutoModelForMaskedLM.from_pretrained(student).eval()
+    prune_model(model, [LayerShape(heads, 8), LayerShape(2, 64)], "first")
+    save_model_folder(model, load_source(str(student)).reader, tmp_path / "pruned")
+    (tmp_path / "pruned" / "README.md").write_text(card)
+    out = publish(tmp_path / "pruned", tmp_path / "out", encoder)
+    assert not list(out.glob("*sentence*")) and not (out / "modules.json").exists()
+    text = (out / "README.md").read_text()
+    assert "sentence-transformers" not in text and ("# Mine" in text) == (bool(card) and not encoder)
+    (code,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(out)
+    scope, ids = {}, torch.arange(5, 15)[None]
+    exec(code, scope)
+    assert torch.equal(scope["model"](ids)[0], (model.base_model if encoder else model)(ids)[0])
+    assert torch.equal(ds_distill.load(out)(ids)[0], scope["model"](ids)[0])
+    again = publish(out, tmp_path / "again", encoder)
+    assert len(re.findall("```python", (again / "README.md").read_text())) == 1
 
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules."

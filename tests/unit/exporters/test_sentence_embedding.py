@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from transformers import BertConfig
 
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files, write_sentence_transformers_files
+from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
 from ds_distill.utils.errors import UserError
+from tests.tiny import make_embedder
 
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -32,7 +35,8 @@ def test_a_student_keeps_the_modules_that_fit_its_width(tmp_path, capsys, width,
         (teacher / name).write_text(json.dumps(content))
     (teacher / "2_Dense" / "model.safetensors").write_bytes(b"weights")
 
-    write_sentence_transformers_files(teacher, width, 64, kept_in_run)
+    config = BertConfig(hidden_size=width, num_attention_heads=2)
+    write_sentence_transformers_files(teacher, config, 64, kept_in_run)
     copy_sentence_transformers_files(kept_in_run, student)
     written = {str(file.relative_to(student)): file for file in student.rglob("*") if file.is_file()}
     listed = json.loads(written["modules.json"].read_text())
@@ -42,6 +46,20 @@ def test_a_student_keeps_the_modules_that_fit_its_width(tmp_path, capsys, width,
     pooling = json.loads(written["1_Pooling/config.json"].read_text())
     assert pooling["word_embedding_dimension"] == width and pooling["pooling_mode_cls_token"]
     assert ("2_Dense/model.safetensors" in written) == (width == 32) == ("another width" not in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("is_embedder", [False, True])
+def test_layers_of_their_own_shape_get_none_and_it_is_said(tmp_path, capsys, is_embedder):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    if is_embedder:
+        make_embedder(source)
+    config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64)
+    set_layer_shapes(config, [LayerShape(0, 64)])
+    write_sentence_transformers_files(source, config, 64, folder)
+    assert not list(folder.iterdir())
+    assert ("its modules.json is left out, because" in capsys.readouterr().err) == is_embedder
 
 
 def test_a_teacher_without_them_gives_none(tmp_path):
