@@ -1,5 +1,7 @@
 """Test that calibrated int8 files are nearer to the model than files whose weights are rounded to the nearest."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -76,12 +78,24 @@ def uneven_model(kind, folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """Return a function that returns (source, its fp32 graph) of a head, traced once."""
+
+    @functools.cache
+    def trace(kind):
+        folder = tmp_path_factory.mktemp("uneven")
+        source = load_source(str(uneven_model(kind, folder / "model")))
+        write_onnx(source, folder / "fp32.onnx")
+        return source, folder / "fp32.onnx"
+
+    return trace
+
+
 @pytest.mark.parametrize("kind", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
-def test_a_calibrated_file_is_nearer_to_the_model(kind, tmp_path):
+def test_a_calibrated_file_is_nearer_to_the_model(kind, traced, tmp_path):
     """Its one table serves lookups and the product of the vocabulary, and queries, keys and values read one input."""
-    source = load_source(str(uneven_model(kind, tmp_path / "model")))
-    graph = tmp_path / "fp32.onnx"
-    write_onnx(source, graph)
+    source, graph = traced(kind)
     batches = text_batches(source, [str(SAMPLE)], sequences=24)
     calibration = collect_inputs(graph, [batch.inputs for batch in batches[:2]], tmp_path)
     errors = []
@@ -94,10 +108,8 @@ def test_a_calibrated_file_is_nearer_to_the_model(kind, tmp_path):
     assert errors[1] < 0.6 * errors[0], errors
 
 
-def test_real_tokens_alone_count(tmp_path):
-    source = load_source(str(uneven_model(AutoModelForMaskedLM, tmp_path / "model")))
-    graph = tmp_path / "fp32.onnx"
-    write_onnx(source, graph)
+def test_real_tokens_alone_count(traced, tmp_path):
+    source, graph = traced(AutoModelForMaskedLM)
     (batch,) = text_batches(source, [str(SAMPLE)], sequences=3, length=24)
     padded = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.inputs.items()}
     short, long = (collect_inputs(graph, [inputs], tmp_path) for inputs in (batch.inputs, padded))
@@ -106,9 +118,9 @@ def test_real_tokens_alone_count(tmp_path):
         np.testing.assert_allclose(long[name].gram, inputs.gram, rtol=1e-3, atol=1e-3 * inputs.gram.max())
 
 
-def test_many_short_texts_are_as_good_as_few_long_ones(tmp_path):
+def test_many_short_texts_are_as_good_as_few_long_ones(traced, tmp_path):
     """Calibration counts tokens, not documents."""
-    source = load_source(str(uneven_model(AutoModelForMaskedLM, tmp_path / "model")))
+    source, _ = traced(AutoModelForMaskedLM)
     words = SAMPLE.read_text().split()
     for length in (12, 60):
         (tmp_path / "a.txt").write_text("\n\n".join([" ".join(words[:length])] * 2000))
