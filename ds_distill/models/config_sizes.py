@@ -33,6 +33,11 @@ def check_sizes(config: Any, family: Family) -> None:
         raise ValueError("its sizes are not whole numbers")
     if dims.heads < 1 or dims.width % dims.heads:
         raise ValueError(f"{names.heads} = {dims.heads}: must divide {names.width} = {dims.width}")
+    head = dims.width // dims.heads
+    if family.rotary and head % 2:
+        raise ValueError(
+            f"{names.heads} = {dims.heads}: each head has {head} dimensions, and positions turn pairs of them"
+        )
     if family.positions(config) < 1:
         raise ValueError(
             f"max_position_embeddings = {config.max_position_embeddings}: must be {1 + family.first_position(config)} "

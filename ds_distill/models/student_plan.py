@@ -146,6 +146,11 @@ def plan_student(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
             f"at most its width {dims.width}"
         )
+    if student.rotary and head % 2:
+        raise UserError(
+            f"{cause}: the teacher's heads have {head} dimensions, and positions of {with_article(student.name)} turn "
+            "pairs of them; choose another class"
+        )
     inner = dims.feed_forward * hidden // dims.width if intermediate_size is None else intermediate_size
     if inner < 1 or (has_layers and inner > dims.feed_forward):
         most = f"from 1 to the teacher's {dims.feed_forward}" if has_layers else "of 1 or more"

@@ -202,6 +202,11 @@ def test_a_config_of_another_form(folder, changes):
         ("electra", {"embedding_size": 32}, "config.json"),
         ("electra", {"embedding_size": -1}, "embedding_size = -1: must be a whole number, 1 or more"),
         ("electra", {"embedding_size": 2**30}, "config.json describes .* parameters, but"),
+        (
+            "modernbert",
+            {"num_attention_heads": 32},
+            "num_attention_heads = 32: each head has 1 dimensions, and positions turn pairs",
+        ),
     ],
 )
 def test_sizes_of_embeddings_and_groups_that_do_not_fit_the_weights(tmp_path, family, changes, said):

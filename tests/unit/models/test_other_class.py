@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, CamembertForMaskedLM, XLMRobertaForMaskedLM
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    CamembertForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.estimate.estimate import Estimator
@@ -213,6 +220,12 @@ def test_positions_that_a_student_takes_over_can_be_frozen_and_others_cannot():
     assert not plan_student(tiny_bert().config, family="distilbert", freeze_positions=True)[1].sinusoidal_pos_embds
     with pytest.raises(UserError, match="no position embeddings"):
         plan_student(tiny_bert().config, family="modernbert", freeze_positions=True)
+
+
+def test_rotary_positions_need_heads_of_an_even_size():
+    odd = BertConfig(vocab_size=300, hidden_size=33, num_attention_heads=3, intermediate_size=64, num_hidden_layers=2)
+    with pytest.raises(UserError, match="student.family = modernbert: the teacher's heads have 11 dimensions, and"):
+        plan_student(odd, family="modernbert")
 
 
 @pytest.mark.parametrize(
