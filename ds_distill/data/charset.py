@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_distill.data.files import COMPRESSED_SUFFIXES, FILE_FORMATS, open_unpacked, read_head
+from ds_distill.data.files import COMPRESSED_SUFFIXES, FILE_FORMATS
+from ds_distill.data.opening import open_unpacked, read_head
 from ds_distill.data.remote import RemoteFile
 from ds_distill.utils.errors import UserError
 

@@ -1,25 +1,17 @@
-"""The files that an input names: the file itself, those of a folder or a pattern, and data from a pipe."""
+"""The files that an input names: the file itself, those of a folder or a pattern, or a copy of the data from a pipe."""
 
 from __future__ import annotations
 
-import atexit
 import glob
-import gzip
-import hashlib
-import io
 import json
 import os
-import shutil
-import stat
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from ds_distill.data.remote import RemoteFile, file_state, is_url, list_remote
-from ds_distill.utils.console import TRACE, log, log_once_per_process
+from ds_distill.data.pipes import DESCRIPTORS, file_of_descriptor
+from ds_distill.data.remote import RemoteFile, is_url, list_remote
+from ds_distill.utils.console import TRACE, log_once_per_process
 from ds_distill.utils.errors import UserError, expand_user
 
 FILE_FORMATS = {
@@ -48,8 +40,6 @@ ABOUT = (
     "_SUCCESS",
 )
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json")
-_DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
-_HEAD = 1 << 16
 
 
 def get_file_kind(name: str) -> str | None:
@@ -84,7 +74,7 @@ def resolve_files(given: str, column: str | None = None) -> list[Path] | list[Re
         return files
     # This comes before globbing, because a file's name may hold brackets.
     if path.exists():
-        return [path if path.is_file() and not given.startswith(_DESCRIPTORS) else _from_descriptor(path, column)]
+        return [path if path.is_file() and not given.startswith(DESCRIPTORS) else file_of_descriptor(path, column)]
     if glob.has_magic(given):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         for match in matches:
@@ -97,7 +87,7 @@ def resolve_files(given: str, column: str | None = None) -> list[Path] | list[Re
                 f"{given}: no file matches this pattern; check it (relative patterns start at {Path.cwd()})"
             )
         return files
-    if given.startswith(_DESCRIPTORS):
+    if given.startswith(DESCRIPTORS):
         raise UserError(
             f"{given}: not open in this process, because a launcher's processes do not inherit pipes; run `ds-distill "
             "prepare` on the pipe first"
@@ -240,150 +230,3 @@ def _saved_state(folder: Path) -> dict:
         return state if all(isinstance(entry["filename"], str) for entry in state["_data_files"]) else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-
-
-# --- pipes -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Copy:
-    path: Path
-    digest: str
-
-
-# Copies are kept by device and inode: a pipe can be read only once, but its input may be needed
-# again.
-_copies: dict[tuple[int, int], _Copy] = {}
-
-
-def get_copy_digest(file: str) -> str | None:
-    """Return the sha256 of a file that a pipe was copied into; None for any other file."""
-    return next((copy.digest for copy in _copies.values() if str(copy.path) == file), None)
-
-
-def _from_descriptor(path: Path, column: str | None) -> Path:
-    """Return the file behind an open descriptor, or a copy of the data from a pipe.
-
-    Workers cannot open either of them.
-    """
-    status = path.stat()
-    if stat.S_ISREG(status.st_mode) and (real := Path(os.path.realpath(path))).is_file():
-        return real
-    if stat.S_ISBLK(status.st_mode):
-        raise UserError(f"{path}: a block device; give a file, a folder or a pipe")
-    key = (status.st_dev, status.st_ino)
-    if key not in _copies:
-        number = {"/dev/stdin": "0", "/dev/stdout": "1", "/dev/stderr": "2"}.get(str(path), path.name)
-        is_open = str(path).startswith(_DESCRIPTORS) and number.isdecimal()
-        with open(os.dup(int(number)), "rb") if is_open else path.open("rb") as stream:
-            if stream.isatty():
-                raise UserError(
-                    f"{path}: a terminal, not a file or pipe; give a file, or pipe the text into the command"
-                )
-            _copies[key] = _copy_pipe(stream, path, column)
-    return _copies[key].path
-
-
-def _copy_pipe(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
-    folder = Path(tempfile.mkdtemp(prefix="ds-distill-pipe-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    log(f"{name}: a pipe; copied into {folder}, which is deleted at the end (set TMPDIR to copy elsewhere)")
-    file, digest = folder / "-".join(name.parts[1:]), hashlib.sha256()
-    with file.open("wb") as copy:
-        while block := stream.read(1 << 20):
-            copy.write(block)
-            digest.update(block)
-    return _Copy(file.rename(file.with_name(file.name + _suffix(file, name, column))), digest.hexdigest())
-
-
-def _suffix(file: Path, name: Path, column: str | None) -> str:
-    """Return the suffix that a file's name should have, judged by its first bytes.
-
-    `column` is the column to read, where one is named.
-    """
-    with file.open("rb") as stream:
-        magic = stream.read(6)
-    packed = ".gz" if magic.startswith(b"\x1f\x8b") else ".zst" if magic.startswith(b"\x28\xb5\x2f\xfd") else ""
-    if magic.startswith(b"PAR1") or magic == b"ARROW1":
-        return ".parquet" if magic.startswith(b"PAR1") else ".arrow"
-    with open_unpacked(file, packed) as stream:
-        line = stream.readline(_HEAD).decode(errors="replace").removeprefix("\ufeff").strip()
-    if line.startswith("{"):
-        return f".jsonl{packed}"
-    if column is None:
-        return f".txt{packed}"
-    for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
-        if column in [field.strip('"') for field in line.split(delimiter)]:
-            return suffix + packed
-    raise UserError(
-        f"{name}#{column}: the data from the pipe is neither JSON lines nor csv or tsv with that column in its header; "
-        "check the column"
-    )
-
-
-# --- opening ---------------------------------------------------------------------------------------------------------
-
-
-class _Counting(io.RawIOBase):
-    """A byte stream that ends at `stop` and reports how far the underlying file was read."""
-
-    def __init__(self, path: Path | RemoteFile, start: int, stop: int | None, tick: Callable[[int], None]):
-        self.file, self.start, self.tick = path.open("rb"), start, tick
-        self.stop = file_state(path)[0] if stop is None else stop
-        self.file.seek(start)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self.file.read(min(len(buffer), self.stop - self.file.tell()))
-        self.tick(self.file.tell() - self.start)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-def open_unpacked(
-    path: Path | RemoteFile,
-    packed: str,
-    start: int = 0,
-    stop: int | None = None,
-    tick: Callable[[int], None] = lambda _: None,
-) -> io.BufferedReader | gzip.GzipFile:
-    """Open bytes [start, stop) of a file as an uncompressed stream.
-
-    Args:
-        path: The file.
-        packed: ".gz", ".zst", or anything else for a plain file.
-        start: Offset of the first byte.
-        stop: Offset behind the last byte; the file's end without it.
-        tick: Called with the bytes of the file read so far.
-    """
-    raw: io.BufferedReader = io.BufferedReader(_Counting(path, start, stop, tick), 1 << 18)
-    if packed.lower() == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if packed.lower() == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 18)
-    return raw
-
-
-def read_head(path: Path | RemoteFile, packed: str) -> bytes:
-    """Return the first 64 KiB of a file, uncompressed."""
-    with open_unpacked(path, packed) as stream:
-        return stream.read(_HEAD)
-
-
-def unreadable(path: Path | RemoteFile | str, error: Exception) -> UserError:
-    """Return the UserError for a file that failed while it was read."""
-    if "requires too much memory for decoding" in str(error):
-        unpack = f"zstd -dc --long=31 {path}"
-        return UserError(
-            f"{path}: cannot be read, because it was compressed with a window of more than 128 MiB (zstd --long); "
-            f"decompress it ({unpack} > NEW), or read it through a pipe: --corpus <({unpack})"
-        )
-    return UserError(f"{path}: cannot be read ({error}); replace the file, or remove it from the corpus")

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ds_distill.data import rows, sources
 from ds_distill.data.charset import replace_surrogates
-from ds_distill.data.files import read_head, unreadable
+from ds_distill.data.opening import read_head, unreadable
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.remote import corpus_file
 from ds_distill.data.sources import WorkUnit, split_inputs

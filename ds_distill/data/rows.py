@@ -14,9 +14,9 @@ from pathlib import Path
 from ds_distill.data import sources
 from ds_distill.data.charset import count_characters
 from ds_distill.data.csv_rows import CsvRows, format_columns
-from ds_distill.data.files import open_unpacked, unreadable
 from ds_distill.data.hub_sets import hub_set
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
+from ds_distill.data.opening import open_unpacked, unreadable
 from ds_distill.data.parquet_pages import largest_page
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.remote import corpus_file

@@ -17,13 +17,13 @@ from ds_distill.data.files import (
     COMPRESSED_SUFFIXES,
     FILE_FORMATS,
     UNSUPPORTED_SUFFIXES,
-    get_copy_digest,
     get_file_kind,
     resolve_files,
     saved_split,
-    unreadable,
 )
 from ds_distill.data.hub_sets import hub_parts, resolve_hub_set
+from ds_distill.data.opening import unreadable
+from ds_distill.data.pipes import get_copy_digest
 from ds_distill.data.remote import RemoteFile, file_state, is_url
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
