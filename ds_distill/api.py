@@ -243,7 +243,7 @@ def export(
         formats: Names such as "onnx", "onnx-int8", "onnx-int4", "openvino-int8" and "torch-export".
         output: Folder for them; `model` itself when not given.
         text: What they are compared on; a sample of the package when not given.
-        sequences: How many documents of it; 64 when not given.
+        sequences: How many sequences of it, of up to 128 tokens; 64 when not given.
         data: Labeled examples on which a fine-tuned model is scored before and after.
         encoder: Whether to export the model without its head, for embeddings.
         calibrate: Text, other than `text`, for which int8 files of ONNX Runtime are rounded with less error.

@@ -74,7 +74,7 @@ def add_arguments(parser) -> None:
         "--sequences",
         type=int | None,
         default=None,
-        help="how many documents of --text are compared, of up to 128 tokens; 64 by default",
+        help="how many sequences of --text are compared, of up to 128 tokens; 64 by default",
     )
     parser.add_argument(
         "--data",
@@ -120,9 +120,6 @@ def check(options) -> None:
             f"--text {' '.join(options.text)}: is for formats that are compared with PyTorch; give another --format "
             "than hf, or leave it out"
         )
-    if options.sequences is not None and (options.sequences < 1 or not options.text):
-        problem = "must be at least 1" if options.text else "counts documents of --text, which is missing"
-        raise UserError(f"--sequences {options.sequences}: {problem}; give another number, or leave it out")
     if options.model and set(options.format) == {"hf"}:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
@@ -156,12 +153,13 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill import api
     from ds_distill.data.sources import split_inputs
-    from ds_distill.exporters.formats import formats_table, resolve_formats
+    from ds_distill.exporters.formats import check_sequences, formats_table, resolve_formats
     from ds_distill.jobs.export import export_run
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
     resolve_formats(formats, options.calibrate)  # a wrong name is refused before the work begins
+    check_sequences(options.sequences, options.text)
     for texts in filter(None, (options.text, options.calibrate)):
         split_inputs(texts)  # a file that holds no text is refused before the run's model is written
     summary = export_run(Path(options.run), output, options.step) if options.run else {}

@@ -6,7 +6,7 @@ import csv
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -19,7 +19,9 @@ from ds_distill.data.remote import corpus_file
 from ds_distill.data.sources import WorkUnit, split_inputs
 
 Item = TypeVar("Item")
-_OPENED = 16  # the inputs, and the files of each, that are read in turn: a system allows about 1,000 open files
+# The inputs that are read in turn, the files of each, and the pieces of each file: a system allows about 1,000 open
+# files. Of more, those that are read first are spread evenly.
+_INPUTS, _FILES, _PIECES = 32, 8, 2
 _OTHER_ENDS = {
     "\r": "lone carriage returns",
     "\f": "form feeds",
@@ -60,20 +62,31 @@ def documents_in_turn(inputs: list[str]) -> Iterator[tuple[int, str]]:
 
     This is for readers that stop early, who would see only the first file otherwise.
     """
-    by_input: dict[int, list[WorkUnit]] = {}
+    by_input: dict[int, dict[str, list[WorkUnit]]] = {}
     for piece in split_inputs(inputs):
-        by_input.setdefault(piece.source, []).append(piece)
-    return _in_turn(_in_turn(map(_numbered_texts, pieces)) for pieces in by_input.values())
+        by_input.setdefault(piece.source, {}).setdefault(piece.path, []).append(piece)
+    return _in_turn([_files_in_turn(files) for files in by_input.values()], _INPUTS)
+
+
+def _files_in_turn(files: dict[str, list[WorkUnit]]) -> Iterator[tuple[int, str]]:
+    of_files = [_in_turn([_numbered_texts(piece) for piece in pieces], _PIECES) for pieces in files.values()]
+    return _in_turn(of_files, _FILES)
 
 
 def _numbered_texts(piece: WorkUnit) -> Iterator[tuple[int, str]]:
     return ((piece.source, document.text) for document in read(piece) if document.text)
 
 
-def _in_turn(iterators: Iterable[Iterator[Item]]) -> Iterator[Item]:
-    """Yield an item of each of a few iterators in turn; the next iterator takes the place of one that has ended."""
-    waiting = iter(iterators)
-    opened = deque(islice(waiting, _OPENED))
+def _in_turn(iterators: list[Iterator[Item]], most: int) -> Iterator[Item]:
+    """Yield an item of each of at most so many iterators in turn, spread over the list.
+
+    Another one takes the place of one that has ended.
+    """
+    count = min(most, len(iterators))
+    first = [number * len(iterators) // count for number in range(count)]
+    later = sorted(set(range(len(iterators))) - set(first))
+    waiting = (iterators[number] for number in later)
+    opened = deque(iterators[number] for number in first)
     while opened:
         iterator = opened.popleft()
         try:

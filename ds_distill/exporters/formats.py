@@ -73,6 +73,16 @@ def resolve_formats(names: list[str], calibrate: Sequence[str] = ()) -> dict[str
     return {name: FORMATS[name] for name in names}
 
 
+def check_sequences(sequences: int | None, text: Sequence[str]) -> None:
+    """Raise UserError where a number of sequences to compare on is none, or there is no text to take them from."""
+    if sequences is not None and sequences < 1:
+        raise UserError(f"--sequences {sequences}: must be at least 1; give another number, or leave it out")
+    if sequences is not None and not text:
+        raise UserError(
+            f"--sequences {sequences}: counts those of --text, which is missing; give it, or leave this out"
+        )
+
+
 def export_formats(
     model: str,
     names: list[str],
@@ -95,7 +105,7 @@ def export_formats(
         output: The folder to write into.
         text: The texts that the formats are compared on, as for prepare. If empty, this package's
             sample is used.
-        sequences: How many of their documents; SEQUENCES without a number.
+        sequences: How many sequences of them, of up to 128 tokens; SEQUENCES without a number.
         data: Labeled examples for a fine-tuned head, which is scored on them before and after.
         encoder: Export the model without its head.
         calibrate: The texts that int8 files of ONNX Runtime are calibrated on; none rounds weights to the nearest.
@@ -108,10 +118,11 @@ def export_formats(
         UserError: A format cannot be written here, or the model does not bear its rounding.
     """
     formats = resolve_formats(names, calibrate)
+    check_sequences(sequences, text)
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
-    batches = text_batches(source, text, sequences=sequences or SEQUENCES)
+    batches = text_batches(source, text, sequences=SEQUENCES if sequences is None else sequences)
     calibration = _calibration_batches(source, list(calibrate)) if calibrate else []
     dev = (own_dev_set if is_own_data(source, data) else dev_set)(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
@@ -152,10 +163,12 @@ def _calibration_batches(source: ExportModel, texts: list[str]) -> list[Batch]:
     """Return batches of the texts that a file is calibrated on; UserError where they are too short.
 
     Of fewer tokens than a product has inputs, the rounding would fit what these tokens alone have in common, and the
-    file would be less exact than without.
+    file may be less exact than without.
     """
-    batches = text_batches(source, texts, sequences=CALIBRATION_TOKENS, tokens=CALIBRATION_TOKENS, option="--calibrate")
-    if (tokens := count_tokens(batches)) < (least := max(source.widths)):
+    least = max(source.widths)
+    enough = max(CALIBRATION_TOKENS, least)
+    batches = text_batches(source, texts, sequences=enough, tokens=enough, option="--calibrate")
+    if (tokens := count_tokens(batches)) < least:
         raise UserError(
             f"--calibrate {' '.join(texts)}: {tokens:,} tokens are too few for products of {least:,} inputs; give at "
             f"least {least:,} tokens of text, in documents of 12 or more, or leave it out"

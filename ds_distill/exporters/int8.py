@@ -102,10 +102,11 @@ class OnnxQuantizer(OnnxEditor):
         self.calibration, self.paired = calibration, paired
         # an activation → its codes, steps and least values, shared by the products that read it
         self.rows: dict = {}
-        self.matrices: dict = {}  # a weight of products → its codes, scales and sums, shared by layers that share it
+        # what `find_weight` returns of a product → the codes, scales and sums of its matrix, which layers may share
+        self.matrices: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
         self.factors: dict = {}  # an activation, or a table → what divides it, and multiplies the other side
-        self.inputs: dict = {}  # a weight → what its products have read
+        self.inputs: dict = {}  # the same → what its products have read
 
     def run(self) -> None:
         products = [node for node in self.graph if find_weight(node) is not None]
@@ -131,7 +132,7 @@ class OnnxQuantizer(OnnxEditor):
             weights, values = dict[Any, list](), dict[Any, Inputs]()
             for node in nodes:
                 values[node.inputs[0]] = self.calibration[node.inputs[0].name]
-                weights.setdefault(find_weight(node)[0], []).append(node)
+                weights.setdefault(find_weight(node), []).append(node)
             matrices = [get_matrix(readers[0]) for readers in weights.values()]
             self.factors |= dict.fromkeys(values, smoothing_factors(Inputs.total(values.values()), matrices))
             for weight, readers in weights.items():
@@ -142,8 +143,9 @@ class OnnxQuantizer(OnnxEditor):
 
         A table for lookups is rounded to the nearest: feedback moves its rows farther from what is looked up.
         """
-        matrix, (weight, is_table) = get_matrix(node), find_weight(node)
+        matrix, weight = get_matrix(node), find_weight(node)
         factors = self.factors.get(node.inputs[0], np.ones(len(matrix), np.float32))
+        _, is_table = weight
         if is_table or weight not in self.inputs:
             codes, scales = quantize((matrix * factors[:, None]).T, paired=self.paired)
             return np.ascontiguousarray(codes.T), scales
@@ -156,14 +158,14 @@ class OnnxQuantizer(OnnxEditor):
 
     def matrix(self, node):
         """Return (codes [K, N], scales [N], column sums [N]) of the matrix of a product, which is stored once."""
-        weight, is_table = find_weight(node)
+        weight = table, is_table = find_weight(node)
         if weight not in self.matrices:
             codes, scales = self.round(node)
             sums = self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales)
             if is_table:
-                self.tables[weight] = rows, columns = self.constants_of_rows(np.ascontiguousarray(codes.T), scales)
+                self.tables[table] = rows, columns = self.constants_of_rows(np.ascontiguousarray(codes.T), scales)
                 if node.inputs[0] in self.factors:
-                    self.factors[weight] = self.factors[node.inputs[0]]
+                    self.factors[table] = self.factors[node.inputs[0]]
                 matrix = self.add(node.inputs[1].producer(), "Transpose", rows, perm=[1, 0])
             else:
                 matrix, columns = self.constant("matrix", codes), self.constant("scales", scales)
@@ -177,6 +179,12 @@ class OnnxQuantizer(OnnxEditor):
         whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, matrix), to=self.ir.DataType.FLOAT)
         scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
         self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
+
+    def replace(self, node, value) -> None:
+        """Have `value` take the place of the output of `node`; its factors are those of that output."""
+        if node.outputs[0] in self.factors:
+            self.factors[value] = self.factors.pop(node.outputs[0])
+        super().replace(node, value)
 
     def divide(self, value, by, before):
         """Return a value divided by the factors of `by`, if it has any."""
@@ -232,10 +240,8 @@ def joined_products(products) -> list[list]:
     """
     groups: list[list] = []
     for node in products:
-        ends = {node.inputs[0], find_weight(node)[0]}
-        touching = [
-            group for group in groups if any({other.inputs[0], find_weight(other)[0]} & ends for other in group)
-        ]
+        ends = {node.inputs[0], find_weight(node)}
+        touching = [group for group in groups if any({other.inputs[0], find_weight(other)} & ends for other in group)]
         groups = [group for group in groups if group not in touching]
         groups.append([*(other for group in touching for other in group), node])
     return groups

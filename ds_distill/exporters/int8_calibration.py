@@ -70,6 +70,9 @@ def find_weight(node):
 def collect_inputs(graph: Path, batches: Iterable[Mapping[str, np.ndarray]], scratch: Path) -> dict[str, Inputs]:
     """Return what the products of an fp32 ONNX file read of real tokens, by the name of the value.
 
+    What does not depend on the text, such as DeBERTa's embeddings of relative positions, counts as much as the tokens
+    together: each attention score has one of each.
+
     Args:
         graph: The file.
         batches: Its inputs, each with an attention_mask [B, L].
@@ -82,20 +85,41 @@ def collect_inputs(graph: Path, batches: Iterable[Mapping[str, np.ndarray]], scr
     values = dict.fromkeys(node.inputs[0] for node in products)
     model.graph.outputs.extend(value for value in values if value not in model.graph.outputs)
     names: list[Any] = [value.name for value in model.graph.outputs]
+    fixed = {value.name for value in values if not _depends_on_inputs(value)}
     wanted = {value.name for value in values}
     file = scratch / "calibration.onnx"
     save_graph(model, file)
-    run, found = OnnxRunner(file), dict[str, Inputs]()
+    run, found, tokens, rows_of = OnnxRunner(file), dict[str, Inputs](), 0, dict[str, int]()
     for batch in batches:
         real = batch["attention_mask"] > 0
+        tokens += int(real.sum())
         for name, read in zip(names, run(dict(batch)), strict=True):
-            if name not in wanted:  # the model's own output
+            if name not in wanted or name in fixed and name in found:  # the model's own output, or counted before
                 continue
-            rows = read[real] if read.shape[:-1] == real.shape else read.reshape(-1, read.shape[-1])
+            is_of_tokens = name not in fixed and read.shape[:-1] == real.shape
+            rows = read[real] if is_of_tokens else read.reshape(-1, read.shape[-1])
+            rows_of[name] = len(rows)
             width = rows.shape[-1]
             inputs = found.setdefault(name, Inputs(np.zeros(width, np.float32), np.zeros((width, width))))
             inputs.add(rows)
+    for name in fixed & found.keys():
+        found[name].gram *= tokens / rows_of[name]
     return found
+
+
+def _depends_on_inputs(value) -> bool:
+    """Return whether a value of a graph differs from text to text."""
+    seen, left = set(), [value]
+    while left:
+        value = left.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        producer = value.producer()
+        if producer is None and value.const_value is None:
+            return True
+        left += producer.inputs if producer is not None else ()
+    return False
 
 
 def smoothing_factors(inputs: Inputs, matrices: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ds_distill.data.readers import documents_in_turn
-from ds_distill.data.sources import split_inputs
 from ds_distill.exporters.model import ExportModel
 from ds_distill.models.inputs import pad_right
-from ds_distill.utils.console import progress_over
+from ds_distill.utils.articles import counted
+from ds_distill.utils.console import log, progress_over
 from ds_distill.utils.errors import UserError
 
 SAMPLE = Path(__file__).with_name("sample.txt")
@@ -22,18 +22,19 @@ MASKED_SHARE = 0.15
 # In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse
 # closer calls.
 MARGIN_NATS = 0.1
-NAMED = 5  # texts, on a model card
+NAMED = 5  # texts on a model card
+Sequence = dict[str, list[int]]  # the inputs of a sequence, by name
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of texts.
+    """A batch of sequences.
 
     Attributes:
         inputs: int64 [B, L] by name, padded to the longest.
         at: bool [B, L], the positions that are compared.
         labels: int64 [B, L], the text's own tokens.
-        origins: The number of the input that each text is of.
+        origins: The number of the text that each sequence is of.
     """
 
     inputs: dict[str, np.ndarray]
@@ -52,51 +53,36 @@ def text_batches(
     batch: int = 8,
     option: str = "--text",
 ) -> list[Batch]:
-    """Return the first documents of each of the texts as batches; texts, and the files of each, take turns.
+    """Return the first tokens of documents of each of the texts as batches; texts, and the files of each, take turns.
 
-    For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks
-    them. Otherwise `at` is every token.
+    Where there are fewer documents, further tokens of those that have more follow. For a masked-LM head 15 % of the
+    tokens are masked, drawn from a fixed seed, and `at` marks them. Otherwise `at` is every token.
 
     Args:
         source: The model and its tokenizer.
         text: Texts, as for ds-distill prepare. If empty, the sample that comes with this package is
             used.
-        sequences: The most documents to take.
-        tokens: How many tokens are enough, if fewer documents have them.
-        length: The number of tokens that a document is cut to.
-        batch: The number of documents per batch.
+        sequences: The most sequences to take.
+        tokens: How many tokens are enough, if fewer sequences have them.
+        length: The number of tokens of a sequence, at most.
+        batch: The number of sequences per batch.
         option: The option that gives the texts, for errors.
 
     Raises:
         UserError: A path is wrong, or no document is long enough.
     """
-    tokenizer, length = source.reader, min(length, source.positions)
-    if text:
-        split_inputs(text)  # a wrong path is a UserError here
-    encodings: list[dict] = []
-    origins: list[int] = []
-    found = 0
-    for origin, line in documents_in_turn(text or [str(SAMPLE)]):
-        encoded = tokenizer(
-            line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
-        )
-        if len(encoded["input_ids"]) >= min(12, length):
-            encodings.append(encoded)
-            origins.append(origin)
-            found += len(encoded["input_ids"])
-        if len(encodings) == sequences or tokens is not None and found >= tokens:
-            break
-    if not encodings:
+    length = min(length, source.positions)
+    taken, looked_at = _take_sequences(source, text, sequences, tokens, length)
+    if not taken:
         raise UserError(
             f"{option} {' '.join(text)}: no document has 12 or more tokens, which an export needs; give more text"
         )
+    for number in sorted(looked_at - {origin for origin, _ in taken}):
+        log(f"{option} {text[number]}: none of it is used, because its documents have fewer than 12 tokens")
     generator, batches = np.random.default_rng(0), []
-    for start in range(0, len(encodings), batch):
-        rows = [
-            {key: row[key] for key in (*source.inputs, "special_tokens_mask")}
-            for row in encodings[start : start + batch]
-        ]
-        inputs = pad_right(rows, tokenizer.pad_token_id)
+    for start in range(0, len(taken), batch):
+        part = taken[start : start + batch]
+        inputs = pad_right([sequence for _, sequence in part], source.reader.pad_token_id)
         special, labels = (
             inputs.pop("special_tokens_mask").astype(bool) | (inputs["attention_mask"] == 0),
             inputs["input_ids"],
@@ -104,23 +90,66 @@ def text_batches(
         at = ~special
         if source.head == "masked-lm":
             at &= generator.random(at.shape) < MASKED_SHARE
-            inputs["input_ids"] = np.where(at, tokenizer.mask_token_id, labels)
-        batches.append(Batch(inputs, at, labels, origins[start : start + batch]))
+            inputs["input_ids"] = np.where(at, source.reader.mask_token_id, labels)
+        batches.append(Batch(inputs, at, labels, [origin for origin, _ in part]))
     return batches
 
 
+def _take_sequences(
+    source: ExportModel, text: list[str], sequences: int, tokens: int | None, length: int
+) -> tuple[list[tuple[int, Sequence]], set[int]]:
+    """Return ((the number of its text, inputs by name) of each sequence, the texts that were looked at).
+
+    See `text_batches` for the arguments.
+    """
+    documents = documents_in_turn(text or [str(SAMPLE)])
+    waiting: Iterator[tuple[int, list[Sequence]]] = (
+        (origin, _cut(source, document, length)) for origin, document in documents
+    )
+    taken: list[tuple[int, Sequence]] = []
+    looked_at: set[int] = set()
+    found = 0
+    while True:
+        longer = []
+        for origin, (first, *others) in waiting:
+            if len(taken) == sequences or tokens is not None and found >= tokens:
+                return taken, looked_at
+            looked_at.add(origin)
+            if len(first["input_ids"]) >= min(12, length):
+                taken.append((origin, first))
+                found += len(first["input_ids"])
+            if others:
+                longer.append((origin, others))
+        if not longer:
+            return taken, looked_at
+        waiting = iter(longer)
+
+
+def _cut(source: ExportModel, document: str, length: int) -> list[Sequence]:
+    """Return the inputs of the parts, of at most `length` tokens, that follow each other in a document."""
+    encoded = source.reader(
+        document,
+        truncation=True,
+        max_length=length,
+        return_overflowing_tokens=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=True,
+    )
+    keys = (*source.inputs, "special_tokens_mask")
+    return [{key: encoded[key][number] for key in keys} for number in range(len(encoded["input_ids"]))]
+
+
 def describe_texts(text: list[str], batches: list[Batch]) -> str:
-    """Return what batches hold of the texts, for a model card: the documents of each, and the tokens of all.
+    """Return what batches hold of the texts, for a model card: the sequences of each, and the tokens of all.
 
     A path is named without its folders, since a published page names no folder of this machine.
     """
-    documents = Counter(origin for batch in batches for origin in batch.origins)
+    counts = Counter(origin for batch in batches for origin in batch.origins)
     names = [Path(name).name for name in text] or ["this package's sample text"]
-    parts = [f"{names[number]} ({documents[number]:,})" for number in sorted(documents)]
+    parts = [f"{names[number]} ({counts[number]:,})" for number in sorted(counts)]
     if len(parts) > NAMED:
         parts[NAMED:] = [f"{len(parts) - NAMED:,} more"]
-    count = documents.total()
-    return f"{', '.join(parts)}: {count:,} document{'s' * (count != 1)}, {count_tokens(batches):,} tokens"
+    return f"{', '.join(parts)}: {counted(counts.total(), 'sequence')}, {count_tokens(batches):,} tokens"
 
 
 def count_tokens(batches: list[Batch]) -> int:

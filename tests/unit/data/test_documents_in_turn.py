@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from itertools import islice
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,15 +20,15 @@ def write(folder, name, texts):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=24), st.integers(1, 20))
 def test_each_item_comes_once_and_every_open_iterator_has_its_turn(sizes, opened):
-    before = readers._OPENED
-    readers._OPENED = opened
-    try:
-        items = list(readers._in_turn(iter([(number, i) for i in range(size)]) for number, size in enumerate(sizes)))
-    finally:
-        readers._OPENED = before
+    iterators = [iter([(number, i) for i in range(size)]) for number, size in enumerate(sizes)]
+    items = list(readers._in_turn(iterators, opened))
     assert sorted(items) == [(number, i) for number, size in enumerate(sizes) for i in range(size)]
-    first = [number for number, _ in items[: sum(size > 0 for size in sizes[:opened])]]
-    assert set(first) >= {number for number, size in enumerate(sizes[:opened]) if size}
+    if opened >= len(sizes):
+        filled = [number for number, size in enumerate(sizes) if size]
+        assert [number for number, _ in items[: len(filled)]] == filled
+    elif all(sizes):
+        first = [number for number, _ in items[:opened]]
+        assert len(set(first)) == opened and max(first) >= len(sizes) - 1 - len(sizes) // opened, "spread over all"
 
 
 def test_the_first_of_each_come_first(tmp_path, monkeypatch):
@@ -46,11 +47,27 @@ def test_the_first_of_each_come_first(tmp_path, monkeypatch):
     assert texts[:3] != ["a 0", "a 1", "a 2"] and sorted(texts) == sorted(documents([a])), "the middle of a large file"
 
 
+def test_a_large_file_does_not_hide_a_small_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 30)
+    write(tmp_path, "folder/big.txt", [f"big {i}" for i in range(400)])
+    write(tmp_path, "folder/small.txt", ["small 0"])
+    found = [text for _, text in documents_in_turn([str(tmp_path / "folder")])]
+    assert "small 0" in found[:3] and len(found) == 401
+
+
+def test_texts_beyond_those_that_are_open_are_read_too(tmp_path):
+    files = [write(tmp_path, f"{number:03}.txt", [f"{number} {i}" for i in range(3)]) for number in range(100)]
+    for inputs, most in ((files, readers._INPUTS), ([str(tmp_path)], readers._FILES)):
+        first = {int(text.split()[0]) for _, text in islice(documents_in_turn(inputs), 64)}
+        assert len(first) >= most and max(first) > 80
+        assert len(list(documents_in_turn(inputs))) == 300
+
+
 def test_more_files_than_a_process_may_open(tmp_path):
     for number in range(200):
         write(tmp_path, f"{number:03}.txt", [f"{number} a", f"{number} b"])
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     reading = documents_in_turn([str(tmp_path)])
     first = [next(reading) for _ in range(60)]
-    assert len(os.listdir("/proc/self/fd")) - before <= readers._OPENED if before else True
+    assert len(os.listdir("/proc/self/fd")) - before <= readers._FILES if before else True
     assert len(first) + len(list(reading)) == 400

@@ -450,7 +450,7 @@ def test_agreement_counts_first_choices(student):
     )  # the prediction may have been 7 before
 
 
-def test_every_text_is_compared_and_the_card_says_how_much_of_each(student, tmp_path):
+def test_every_text_is_compared_and_the_card_says_how_much_of_each(student, tmp_path, capsys):
     line = "a text with enough words in it to be compared on , and more of them ."
     for name in "abcdefg":
         (tmp_path / f"{name}.txt").write_text("\n\n".join([line] * 9 if name < "g" else ["short"]))
@@ -458,10 +458,23 @@ def test_every_text_is_compared_and_the_card_says_how_much_of_each(student, tmp_
     source = load_source(str(student))
     batches = text_batches(source, texts, sequences=5)
     tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
-    assert describe_texts(texts, batches) == f"a.txt (3), b.txt (2): 5 documents, {tokens:,} tokens"
+    assert describe_texts(texts, batches) == f"a.txt (3), b.txt (2): 5 sequences, {tokens:,} tokens"
+    assert "g.txt: none of it is used, because its documents have fewer than 12 tokens" in capsys.readouterr().err
     texts = [str(tmp_path / f"{name}.txt") for name in "abcdef"] + [str(tmp_path / "a.txt")]
     said = describe_texts(texts, text_batches(source, texts, sequences=64))
-    assert said.startswith("a.txt (9), b.txt (9), c.txt (9), d.txt (9), e.txt (9), 2 more: 63 documents, ")
+    assert said.startswith("a.txt (9), b.txt (9), c.txt (9), d.txt (9), e.txt (9), 2 more: 63 sequences, ")
+
+
+def test_long_documents_give_several_sequences_where_there_are_few(student, tmp_path):
+    line = "a text with enough words in it to be compared on , and more of them . "
+    (tmp_path / "long.txt").write_text(line * 50)
+    (tmp_path / "short.txt").write_text("\n\n".join([line] * 4))
+    source, texts = load_source(str(student)), [str(tmp_path / "long.txt"), str(tmp_path / "short.txt")]
+    whole = source.tokenizer(line * 50, add_special_tokens=False)["input_ids"]
+    batches = text_batches(source, texts, sequences=9, length=40)
+    assert [origin for batch in batches for origin in batch.origins] == [0, 1, 1, 1, 1, 0, 0, 0, 0]
+    parts = [batch.labels[row] for batch in batches for row, origin in enumerate(batch.origins) if origin == 0]
+    assert np.concatenate([part[1:-1] for part in parts]).tolist() == whole[: 5 * 38], "which follow each other"
 
 
 def test_of_no_clear_choice_there_is_no_share(classifier):

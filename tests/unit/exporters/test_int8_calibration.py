@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from ds_distill.exporters.formats import CALIBRATION_TOKENS, _calibration_batche
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.int8_calibration import Inputs, collect_inputs, round_with_feedback, smoothing_factors
 from ds_distill.exporters.model import load_source
-from ds_distill.exporters.onnx import write_onnx
+from ds_distill.exporters.onnx import OPSET, write_onnx
 from ds_distill.exporters.parity import SAMPLE, count_tokens, text_batches, torch_runner
 from ds_distill.exporters.runtimes import OnnxRunner
 from tests.tiny import save_encoder
@@ -106,6 +107,86 @@ def test_a_calibrated_file_is_nearer_to_the_model(kind, traced, tmp_path):
         real = np.ones(len(expected), bool) if expected.ndim == 2 else batches[2].inputs["attention_mask"] > 0
         errors.append(np.square(found[real] - expected[real]).mean() / expected[real].var())
     assert errors[1] < 0.6 * errors[0], errors
+
+
+def write_products(file, weights, nodes):
+    """Write a graph of x [B, L, K] with an output for each node whose name begins with y."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(operator, inputs, [output]) for operator, inputs, output in nodes],
+        "products",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", "sequence", len(weights["W"])])],
+        [
+            onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch", "sequence", None])
+            for _, _, output in nodes
+            if output.startswith("y")
+        ],
+        [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), file)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([("MatMul", ["x", "V"], "z"), ("MatMul", ["z", "W"], "y")], id="factors of a linear layer"),
+        pytest.param(
+            [
+                ("MatMul", ["x", "V"], "z"),
+                ("MatMul", ["z", "W"], "y"),
+                ("Relu", ["x"], "r"),
+                ("MatMul", ["r", "W"], "y2"),
+            ],
+            id="a matrix that reads two activations",
+        ),
+        pytest.param(
+            [
+                ("MatMul", ["x", "W"], "y"),
+                ("Transpose", ["W"], "T"),
+                ("Relu", ["x"], "r"),
+                ("MatMul", ["r", "T"], "y2"),
+            ],
+            id="a matrix and its transpose",
+        ),
+    ],
+)
+def test_each_product_is_fitted_to_what_it_reads(nodes, tmp_path):
+    """Also where it reads another product, which is replaced before."""
+    random, width = np.random.default_rng(0), 64
+    weights = {name: random.normal(size=(width, width)).astype(np.float32) / 8 for name in "VW"}
+    weights["V"][:, ::7] *= 20  # outliers of what the next product reads
+    write_products(tmp_path / "fp32.onnx", weights, nodes)
+    x, test = (random.normal(size=(1, 400, width)).astype(np.float32) for _ in range(2))
+    x[..., ::5], test[..., ::5] = 15 * x[..., ::5], 15 * test[..., ::5]
+    batches = [{"x": x, "attention_mask": np.ones(x.shape[:2], np.int64)}]
+    calibration = collect_inputs(tmp_path / "fp32.onnx", batches, tmp_path)
+    expected, errors = OnnxRunner(tmp_path / "fp32.onnx")({"x": test}), []
+    for given_calibration in (None, calibration):
+        write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "8.onnx", paired=True, calibration=given_calibration)
+        found = OnnxRunner(tmp_path / "8.onnx")({"x": test})
+        assert all(np.square(a - b).mean() < 1e-3 * b.var() for a, b in zip(found, expected, strict=True))
+        errors.append(sum(np.square(a - b).sum() for a, b in zip(found, expected, strict=True)))
+    assert errors[1] < 0.8 * errors[0], errors
+
+
+def test_what_does_not_depend_on_the_text_counts_as_much_as_the_tokens(tmp_path):
+    """However the text is divided into batches."""
+    random, width = np.random.default_rng(0), 32
+    weights = {"W": random.normal(size=(width, width)), "P": random.normal(size=(1, 6, width))}
+    weights = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    nodes = [("Relu", ["P"], "p"), ("MatMul", ["p", "W"], "y"), ("MatMul", ["x", "W"], "y2")]
+    write_products(tmp_path / "fp32.onnx", weights, nodes)
+    x, grams = random.normal(size=(8, 6, width)).astype(np.float32), []
+    for size in (1, 8):
+        batches = [
+            {"x": x[i : i + size], "attention_mask": np.tile([1, 1, 1, 1, 0, 0], (size, 1))} for i in range(0, 8, size)
+        ]
+        found = collect_inputs(tmp_path / "fp32.onnx", batches, tmp_path)
+        grams.append({name: inputs.gram for name, inputs in found.items()})
+    fixed = np.maximum(weights["P"][0], 0)
+    for gram in grams:
+        np.testing.assert_allclose(gram["p"], fixed.T @ fixed * (8 * 4) / 6, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(gram["x"], grams[0]["x"], rtol=1e-4, atol=1e-3)
 
 
 def test_real_tokens_alone_count(traced, tmp_path):

@@ -452,7 +452,7 @@ def test_the_texts_compared_on_are_named_without_their_folders(student, tmp_path
     summary = export_formats(
         str(student), ["torch-export"], tmp_path / "out", text=[str(tmp_path / "private" / "some texts.txt")]
     )
-    assert summary["compared_on"].startswith("some texts.txt (9): 9 documents, ")
+    assert summary["compared_on"].startswith("some texts.txt (9): 9 sequences, ")
     assert not [
         file for file in (tmp_path / "out").rglob("*") if file.is_file() and str(tmp_path).encode() in strings_in(file)
     ]
