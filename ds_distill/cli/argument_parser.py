@@ -172,13 +172,26 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
 def _typed_keys(words: list[str], parser: ArgumentParser) -> list[str]:
     """Return the keys of the options among a command's words, a key within a section with the section's name."""
     known, typed = parser._option_string_actions, []
-    for word in words:
-        name = word.partition("=")[0].removesuffix("+")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, written, value = word.partition("=")
+        name, value = name.removesuffix("+"), value if written else following
         while name.startswith("--") and name not in known and "." in name:
             name = name.rpartition(".")[0]  # a key of an option's value, such as --losses.match.weight
-        if name.startswith("--") and name in known:
-            typed.append(known[name].dest)
+        if not name.startswith("--") or name not in known:
+            continue
+        key = known[name].dest
+        section = _read_mapping(value) if known[name].metavar == "CONFIG" else {}
+        typed += [f"{key}.{within}" for within in section] or [key]
     return typed
+
+
+def _read_mapping(text: str) -> dict:
+    """Return what a mapping in YAML says; empty for any other text."""
+    try:
+        content = load_yaml(text, "") if text.lstrip().startswith("{") else {}
+    except (YAMLError, UserError):  # said where the value is read
+        content = {}
+    return content if isinstance(content, dict) else {}
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:

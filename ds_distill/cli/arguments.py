@@ -133,6 +133,7 @@ def check_text_given(options, recipe: Recipe) -> None:
     """Raise UserError where a training command has no text, or would hold none of it out."""
     if not options.tokens and not options.corpus:
         raise UserError("--corpus is missing; give text files, or --tokens with a folder written by prepare")
+    check_one_text(options)
     if not options.tokens and not recipe.data.heldout_fraction:
         raise UserError(
             "data.heldout_fraction = 0: part of the corpus must be held out from training to evaluate the model; "
@@ -142,7 +143,7 @@ def check_text_given(options, recipe: Recipe) -> None:
 
 def check_one_text(options) -> None:
     """Raise UserError where text is typed that is not read, because there are prepared tokens."""
-    if options.tokens and "corpus" in getattr(options, "typed", ()):
+    if options.tokens and "corpus" in options.typed:
         raise UserError(
             f"--corpus {' '.join(options.corpus)}: is not read with --tokens {options.tokens}; leave one of them out"
         )

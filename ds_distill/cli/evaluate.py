@@ -63,6 +63,7 @@ def check(options) -> None:
         raise UserError("--model is missing; give one or more Hugging Face folders")
     if not options.tokens and not options.corpus:
         raise UserError("--corpus is missing; give text files, or --tokens with a folder written by prepare")
+    arguments.check_one_text(options)
 
 
 def check_paths(options) -> None:

@@ -110,6 +110,7 @@ def check(options) -> None:
             "--corpus is missing; give text on which masked LM is measured before and after, such as that of the "
             "distillation to come, or --tokens with a folder written by prepare"
         )
+    arguments.check_one_text(options)
 
 
 def check_paths(options) -> None:

@@ -142,12 +142,12 @@ def _check_nothing_for_training(recipe: Recipe, options) -> None:
     typed = [name for name in options.typed if name.partition(".")[0] in (*TRAINING_SECTIONS, "stages")]
     typed += [name for name in options.typed if name in READ_IN_TRAINING]
     given = [
-        name + (f" = {changed[name]}" if isinstance(changed.get(name), str | float | int) else "")
-        for name in ([*changed, *typed] if options.config is None else typed)
-        if name not in READ_WITHOUT_TRAINING
+        name for name in ([*changed, *typed] if options.config is None else typed) if name not in READ_WITHOUT_TRAINING
     ]
     if given:
-        raise UserError(f"{given[0]}: nothing is trained without --distill; add --distill, or leave it out")
+        value = None if options.config is not None else changed.get(given[0])  # a file after it may change the value
+        shown = f" = {value}" if isinstance(value, str | float | int) else ""
+        raise UserError(f"{given[0]}{shown}: nothing is trained without --distill; add --distill, or leave it out")
 
 
 def _cuts(options) -> list[Pruning]:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from ds_distill.exporters.model import read_json
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.layer_shapes import is_pruned
+from ds_distill.models.sentence_modules import DENSE_KINDS, MODULES, is_embedder, module_kinds
 from ds_distill.utils.console import log
 from ds_distill.utils.files import copy_within
 
@@ -25,7 +26,7 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-MODULES, LENGTHS, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+LENGTHS, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
 
 
 def write_sentence_transformers_files(source: Path, config: PretrainedConfig, max_length: int, folder: Path) -> None:
@@ -33,8 +34,8 @@ def write_sentence_transformers_files(source: Path, config: PretrainedConfig, ma
 
     They are those of the source where it is a sentence-transformers folder, else they describe mean
     pooling. Of a model of another width than the source, the modules before the first with weights
-    are written. Nothing is written for a model whose layers have shapes of their own:
-    sentence-transformers builds the stock class, and would give it random weights.
+    are written. Nothing is written where the source is for sparse embeddings, or for a model whose layers have shapes
+    of their own: sentence-transformers builds the stock class, and would give it random weights.
 
     Args:
         source: The folder of the model that the one in `folder` was made of.
@@ -43,11 +44,14 @@ def write_sentence_transformers_files(source: Path, config: PretrainedConfig, ma
         folder: An existing folder.
     """
     if is_pruned(config):
-        if has_sentence_transformers_files(source):
+        if is_embedder(source):
             log(
                 f"{source}: its {MODULES} is left out, because sentence-transformers cannot load layers that were "
                 "pruned to shapes of their own; the README.md has the lines that load the model"
             )
+        return
+    if (kinds := module_kinds(source)) and not is_embedder(source):
+        log(f"{source}: its {MODULES} is left out, because its first module, {kinds[0]}, is not for dense embeddings")
         return
     width = get_family_by_type(config.model_type).dims(config).width
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
@@ -74,14 +78,9 @@ def write_sentence_transformers_files(source: Path, config: PretrainedConfig, ma
         _write_json(folder / SETTINGS, selected)
 
 
-def has_sentence_transformers_files(folder: Path) -> bool:
-    """Return whether a folder is one that sentence-transformers loads with its modules."""
-    return (folder / MODULES).is_file()
-
-
 def copy_sentence_transformers_files(source: Path, folder: Path) -> None:
     """Copy what `write_sentence_transformers_files` has written into `source`, if anything, into `folder`."""
-    if not has_sentence_transformers_files(source):
+    if not (source / MODULES).is_file():
         return
     for name in (MODULES, LENGTHS, SETTINGS):
         if (source / name).is_file():
@@ -102,7 +101,11 @@ def _modules_after_transformer(source: Path, width: int) -> list[tuple[str, dict
             str(module.get("type", "")).rsplit(".", 1)[-1],
             source / Path(str(module.get("path", ""))).name,
         )
-        if not kind.isidentifier():
+        if kind not in DENSE_KINDS:
+            log(
+                f"{source}: its module {kind} is none of {', '.join(sorted(DENSE_KINDS))}; the export computes the "
+                "embeddings before this module"
+            )
             break
         settings, weights = _read_dict(module_folder / "config.json"), module_folder / "model.safetensors"
         if not weights.is_file() and list(module_folder.glob("*.bin")):

@@ -24,10 +24,7 @@ from ds_distill.data.loader import heldout_batches
 from ds_distill.data.masking import Masker
 from ds_distill.data.run_data import make_masker, open_heldout, text_fingerprint
 from ds_distill.estimate.flops import forward_flops_per_token
-from ds_distill.exporters.sentence_embedding import (
-    has_sentence_transformers_files,
-    write_sentence_transformers_files,
-)
+from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -42,6 +39,7 @@ from ds_distill.models.layer_shapes import (
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_encoder
 from ds_distill.models.saving import save_model_folder
+from ds_distill.models.sentence_modules import is_embedder
 from ds_distill.models.student import count_parameters
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens, report_lost_head
@@ -306,7 +304,7 @@ def _write(
 ) -> None:
     family = get_family(model)
     save_model_folder(model, tokenizer, export)
-    if has_sentence_transformers_files(folder.path):
+    if is_embedder(folder.path):
         write_sentence_transformers_files(folder.path, model.config, tokenizer.model_max_length, export)
     card = pruned_card(
         figures,

@@ -15,23 +15,21 @@ from ds_distill.compression.trim_tokenizer import check_kind, trim_tokenizer
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.run_data import default_recipe, is_prepared, prepare_tokens, text_fingerprint
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.exporters.sentence_embedding import (
-    has_sentence_transformers_files,
-    write_sentence_transformers_files,
-)
+from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_encoder
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import save_model_folder
+from ds_distill.models.sentence_modules import is_embedder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.preflight.models import check_fits_prepared_tokens, report_lost_head
 from ds_distill.reporting import provenance
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone, read_finished
 from ds_distill.run_record import write_record
-from ds_distill.utils.console import log_header, spinner
+from ds_distill.utils.console import log_header, progress_over, spinner
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
 
@@ -88,7 +86,7 @@ def trim(
             set_rank(whole.config, folder.linear_rank)  # The layers stay as they are.
             tokenizer = _load_trimmed(folder, trimmed)
             save_model_folder(whole, tokenizer, export)
-            if has_sentence_transformers_files(folder.path):
+            if is_embedder(folder.path):
                 write_sentence_transformers_files(folder.path, whole.config, tokenizer.model_max_length, export)
             family = get_family(whole)
             card = trimmed_card(
@@ -120,10 +118,11 @@ def _count(folder: ModelFolder, output: Path, corpus: list[str], tokens: str | N
 
 
 def _count_heldout(store: TokenDataset) -> np.ndarray:
-    """Return how often each token occurs in the held-out part of a text, int64 [V]: no file counts these."""
+    """Return how often each token occurs in the held-out part of a text, int64 [V], which the folder does not say."""
     counts = np.zeros_like(store.token_counts)
-    for index in range(len(store)):
-        np.add.at(counts, store.sequence(index), 1)
+    for first in progress_over(range(0, len(store), 1024), "counting the held-out tokens"):
+        rows = [store.sequence(index) for index in range(first, min(first + 1024, len(store)))]
+        counts += np.bincount(np.concatenate(rows), minlength=len(counts))
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Weights for which a folder's config.json has no place, which from_pretrained leaves out without an error."""
+"""Weights for which a model has no place, which from_pretrained leaves out without an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from ds_distill.utils.errors import UserError
 
 # What published files have within an encoder beside what it computes with: numbers that follow from the config, the
 # pooler of a head that is not read, and `_weight`, by which DeBERTa-v3's embeddings differed from its generator's.
+ADAPTER = re.compile(r"\.(lora_\w+|ia3_\w+|base_layer|adapters?)\.")
 BENIGN = {"position_ids", "token_type_ids", "rotary_emb", "inv_freq", "_weight", "pooler"}
+
+
+def check_adapters(names: Iterable[str], given: str) -> None:
+    """Raise UserError where a file has adapters beside the weights that they change."""
+    if adapters := sorted(name for name in names if ADAPTER.search(f".{name}.")):
+        raise UserError(
+            f"{given}: its weights have adapters that are not merged ({join_names(adapters, 2)}); merge them, with "
+            "merge_and_unload() of peft, and save the model with save_pretrained"
+        )
 
 
 def check_leftovers(leftovers: Iterable[str], names: Sequence[str], model: PreTrainedModel, given: str) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, read_config, weight_files
 from ds_distill.models.layer_shapes import is_pruned, reshape_layers, shaped_class
-from ds_distill.models.leftovers import check_leftovers
+from ds_distill.models.leftovers import check_adapters, check_leftovers
 from ds_distill.models.low_rank import put_factors
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.articles import with_article
@@ -55,6 +55,7 @@ def load_model(
         for file in files:
             with safe_open(file, "pt") as tensors:
                 names += tensors.keys()
+        check_adapters(names, given)
         family = get_family_by_type(config.model_type)
         renames = family.head_renames(read_config(folder.path, given), names)
         mapping = (renaming(names, empty, given) or {}) | renames

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ds_distill.models.sentence_modules import is_embedder
 from ds_distill.utils import hub
 from ds_distill.utils.files import write_json
 from ds_distill.utils.machine import package_versions, processor_name
@@ -39,7 +40,7 @@ class Provenance:
         embeddings: Whether its word embeddings started from those of that model, where none of its layers did.
         base_layers: The number of its layers.
         distilled: Whether it was the teacher.
-        sentence_transformers: Whether it has the files of sentence-transformers.
+        sentence_transformers: Whether sentence-transformers makes dense embeddings of it.
         datasets: The training text's names on the Hub.
         hardware: The devices of the training.
         versions: The packages of the training, by name.
@@ -77,7 +78,7 @@ def from_model(folder: Path, **known: Any) -> Provenance:
         revision=named[1] if named else None,
         license=license,
         language=card["language"] if _is_text(card.get("language")) else None,
-        sentence_transformers=(folder / "modules.json").is_file(),
+        sentence_transformers=is_embedder(folder),
         **known,
     )
 

@@ -423,7 +423,8 @@ def test_options_of_export_that_would_change_nothing_are_refused(words, message)
     [
         (["--model", "m", "--input", "a", "b"], {"model", "corpus"}),
         (["--training.seed=3", "--losses.match+", "{loss: relation}"], {"training.seed", "losses.match"}),
-        (["--student.from", "x", "--losses", "{kl: 1.0}", "--uniform"], {"student.from", "losses", "uniform"}),
+        (["--student.from", "x", "--losses", "{kl: 1.0}", "--uniform"], {"student.from", "losses.kl", "uniform"}),
+        (["--training={seed: 3, device: cpu}", "--data", "{}"], {"training.seed", "training.device", "data"}),
         (["--config", "few_tokens"], {"config"}),
     ],
 )

@@ -7,6 +7,8 @@ from transformers import BertConfig
 
 from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files, write_sentence_transformers_files
 from ds_distill.models.layer_shapes import LayerShape, set_layer_shapes
+from ds_distill.models.sentence_modules import is_embedder
+from ds_distill.reporting.provenance import from_model
 from ds_distill.utils.errors import UserError
 from tests.tiny import make_embedder
 
@@ -60,6 +62,36 @@ def test_layers_of_their_own_shape_get_none_and_it_is_said(tmp_path, capsys, is_
     write_sentence_transformers_files(source, config, 64, folder)
     assert not list(folder.iterdir())
     assert ("its modules.json is left out, because" in capsys.readouterr().err) == is_embedder
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept"),
+    [
+        (["sparse_encoder.models.MLMTransformer", "sparse_encoder.models.SpladePooling"], None),
+        (["models.Transformer", "sparse_encoder.models.SpladePooling"], ["Transformer", "Pooling"]),
+        (["models.Transformer", "models.Pooling", "my_package.Own", "models.Normalize"], ["Transformer", "Pooling"]),
+        (["base.modules.Transformer", "sentence_transformer.modules.Pooling"], ["Transformer", "Pooling"]),
+    ],
+)
+def test_only_modules_for_dense_embeddings_are_kept(tmp_path, capsys, kinds, kept):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_x" * (i > 0), "type": f"sentence_transformers.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (source / "modules.json").write_text(json.dumps(modules))
+    config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64)
+    write_sentence_transformers_files(source, config, 64, folder)
+    if kept is None:
+        assert not list(folder.iterdir()) and "MLMTransformer, is not for dense" in capsys.readouterr().err
+        assert not is_embedder(source) and not from_model(source).sentence_transformers
+    else:
+        assert [entry["type"] for entry in json.loads((folder / "modules.json").read_text())] == [
+            f"sentence_transformers.models.{kind}" for kind in kept
+        ]
+        assert ("is none of Dense, " in capsys.readouterr().err) == (len(kept) < len(kinds) or "Splade" in kinds[1])
 
 
 def test_a_teacher_without_them_gives_none(tmp_path):

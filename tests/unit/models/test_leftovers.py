@@ -185,3 +185,21 @@ def test_a_family_without_token_types_may_say_so(tmp_path):
     save_encoder("deberta-v2", tmp_path)
     change_config(tmp_path, type_vocab_size=0)
     assert find_model_folder(str(tmp_path)).config.type_vocab_size == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_A.weight", "lora_B.default.weight", "base_layer.weight", "adapters.x.down.weight"]
+)
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_adapters_that_are_not_merged_are_named_as_such(tmp_path, name, is_beside):
+    """Beside the weights that they change, or with those under another name."""
+    folder = save_encoder("bert", tmp_path)
+    changed = "bert.encoder.layer.0.attention.self.query"
+    add_weights(folder, [f"{changed}.{name}"])
+    if not is_beside:
+        weights = load_file(folder / "model.safetensors")
+        weights[f"{changed}.base_layer.weight"] = weights.pop(f"{changed}.weight")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for read in (load_masked_lm, load_encoder):
+        with pytest.raises(UserError, match=r"adapters that are not merged \(.*; merge them, with merge_and_unload"):
+            read(str(folder))
