@@ -12,13 +12,13 @@ from pathlib import Path
 from ds_distill.config.renamed import read_identity
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import read_manifest
+from ds_distill.estimate.corpora import BYTES_PER_TOKEN
 from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log_once
 from ds_distill.utils.files import read_json_object
 
 FEW_TOKENS = 50_000_000  # the longest run measured had 6.5 million; between that and the paper's billions, nothing was
-BYTES_PER_TOKEN = 4.5  # of English text and its usual vocabularies
 
 
 def choose_losses(
@@ -34,12 +34,24 @@ def choose_losses(
         tokens: The folder of prepared tokens, or None.
         output: The run's folder.
     """
-    count = training.max_tokens or training.epochs * (_prepared_tokens(tokens) if tokens else _estimate_tokens(corpus))
-    favored = Recipe.load("few_tokens").losses
     kl_tokens = _read_kl_tokens(RunFolder(Path(output)).identity)
-    few = count < FEW_TOKENS if kl_tokens is None else kl_tokens == favored.kl_tokens
+    if kl_tokens is not None:
+        return _choose(few=kl_tokens != Losses().kl_tokens)
+    return losses_for(
+        training.max_tokens or training.epochs * (_prepared_tokens(tokens) if tokens else _estimate_tokens(corpus))
+    )
+
+
+def losses_for(count: float) -> Losses:
+    """Return the losses that the evidence favors for so many tokens, and log the choice."""
+    return _choose(few=count < FEW_TOKENS)
+
+
+def _choose(*, few: bool) -> Losses:
     losses, where, why = (
-        (favored, "KL at masked tokens", "as for few tokens") if few else (Losses(), "KL", "as DistilBERT's")
+        (Recipe.load("few_tokens").losses, "KL at masked tokens", "as for few tokens")
+        if few
+        else (Losses(), "KL", "as DistilBERT's")
     )
     log_once("losses", f"losses: {losses.kl:g} {where} + {losses.mlm:g} masked LM + {losses.cosine:g} cosine, {why}")
     return losses

@@ -110,6 +110,12 @@ def build_section(value: Any, section: Any) -> Any:
     return section(**{key: vars(value)[setting_name(key)] for key in section.__dataclass_fields__})
 
 
+def leaves_losses_open(options, recipe: Recipe) -> bool:
+    """Return whether a user has chosen neither a recipe nor losses, which are then chosen for the number of tokens."""
+    typed = any(key.partition(".")[0] == "losses" for key in options.typed)
+    return options.config is None and recipe.leaves_losses_open and not typed
+
+
 def check_recipe(options) -> Recipe:
     """Return the recipe in parsed options; raise UserError for a setting out of its range."""
     recipe = build_recipe(options)

@@ -66,7 +66,7 @@ def run(options) -> dict:
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
-        choose_losses=options.config is None and recipe.leaves_losses_open,
+        choose_losses=arguments.leaves_losses_open(options, recipe),
     ).details
 
 

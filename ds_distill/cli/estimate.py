@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ds_distill.cli import arguments
@@ -159,9 +160,11 @@ def _find_model(name: str, role: str) -> ModelFolder | KnownModel:
 
 def run(options) -> dict:
     from ds_distill.data.run_data import with_prepared_settings
+    from ds_distill.data.token_files import read_manifest
     from ds_distill.estimate.plan import plan
     from ds_distill.estimate.report import format_plan
     from ds_distill.preflight.checks import check_deepspeed
+    from ds_distill.recipe_choice import losses_for
     from ds_distill.utils.console import is_first
 
     recipe = arguments.build_recipe(options)
@@ -170,6 +173,11 @@ def run(options) -> dict:
     if folder:
         recipe = with_prepared_settings(recipe, Path(folder))
     teachers, start = _find_models(options)
+    epoch = _epoch_size(options)
+    per_epoch = read_manifest(Path(folder))["real_tokens"]["train"] if folder else epoch and epoch.tokens
+    tokens = recipe.training.max_tokens or (per_epoch and recipe.training.epochs * per_epoch)
+    if tokens and arguments.leaves_losses_open(options, recipe):
+        recipe = replace(recipe, losses=losses_for(tokens))
     estimate = plan(
         recipe,
         teachers,
@@ -178,7 +186,7 @@ def run(options) -> dict:
         options.memory_gib,
         options.tokens_per_second,
         options.gpu,
-        _epoch_size(options),
+        epoch,
         options.price,
         start,
         options.network,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import docstring_parser
 
@@ -22,9 +22,11 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.option_words import COMMON, NONE, shown, type_in_words
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.recipe_file import setting_name
+from ds_distill.config.values import Name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.families import FAMILIES
 from ds_distill.models.families.students import list_students
+from ds_distill.multitask.settings import READ
 from ds_distill.recipe import Match, Stage
 from ds_distill.study.plan import Study
 from ds_distill.study.variants import Variant
@@ -71,8 +73,8 @@ own. [Distill in stages](guide/stages.md) explains them with examples."""
 
 FINETUNE = """\
 These are the settings of `ds-distill finetune`. In a study's plan they stand under `finetune`, too.
-[Fine-tune](guide/finetuning.md) explains the command. `ds-distill multitask` reads those that concern neither a teacher
-nor soft targets; there, the default of `learning_rate` is 1e-4, and that of `epochs` 4."""
+[Fine-tune](guide/finetuning.md) explains the command. `ds-distill multitask` reads {read}; there, the default of
+`learning_rate` is 1e-4, and that of `epochs` 4."""
 
 STUDY = """\
 These are the keys of a plan, the YAML file of `ds-distill study`, and also options of that command.
@@ -142,9 +144,22 @@ def configuration() -> str:
         if name == "losses":
             parts += ["## Loss terms", TERMS, _settings("", Match)]
     parts += ["## Stages", STAGES, _settings("", Stage)]
-    parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
+    parts += [
+        f"## {TITLES['finetune']}",
+        FINETUNE.format(read=_listed(READ)),
+        _settings("finetune", FinetuneConfig),
+        "## Study",
+        STUDY,
+        _study(),
+    ]
     parts += ["## Variants", VARIANTS, _settings("", Variant)]
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return settings' names as a sentence has them."""
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} and {last}"
 
 
 def commands() -> str:
@@ -202,7 +217,7 @@ def _options(actions: Iterable[argparse.Action], without: Sequence[str] | dict =
     rows = []
     for action in actions:
         section = action.dest.partition(".")[0]
-        if action.dest in without or (section in TITLES and "." in action.dest):
+        if action.dest in without or action.dest.endswith(".help") or (section in TITLES and "." in action.dest):
             continue
         if section in TITLES and not isinstance(action, Value):
             link = f"[{TITLES[section]}](configuration.md#{TITLES[section].lower()})"
@@ -219,6 +234,8 @@ def _describe_type(action: Any) -> str:
     """Return the type of an option in words."""
     if not isinstance(action, Value):
         return "path" if action.dest == "config" else "flag"
+    if action._typehint == (Name | None) and action.metavar:
+        return cast(str, action.metavar)
     return type_in_words(list[action._typehint] if action.nargs in ("+", "*") else action._typehint)
 
 

@@ -189,7 +189,7 @@ def run(options) -> dict:
         latency_table=options.latency_table,
         compare=options.compare,
         distill=options.distill,
-        choose_losses=options.config is None and recipe.leaves_losses_open,
+        choose_losses=arguments.leaves_losses_open(options, recipe),
     )
     if is_first():
         for cut in summary.get("cuts", [summary]):

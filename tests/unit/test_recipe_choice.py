@@ -2,6 +2,11 @@ import json
 
 import pytest
 
+from ds_distill.cli import estimate
+from ds_distill.cli.arguments import build_recipe, leaves_losses_open
+from ds_distill.cli.parser import build_parser
+from ds_distill.estimate import plan as plan_module
+from ds_distill.estimate import report as report_module
 from ds_distill.recipe import Losses, Recipe, Stage, Training
 from ds_distill.recipe_choice import FEW_TOKENS, choose_losses
 
@@ -27,6 +32,33 @@ def test_stages_leave_the_choice_open_unless_they_have_losses_of_their_own():
     assert Recipe().leaves_losses_open and not Recipe(losses=FEW_TOKENS_LOSSES).leaves_losses_open
     assert Recipe(stages=[Stage(0.5), Stage(0.5, quantize="onnx-int8")]).leaves_losses_open
     assert not Recipe(stages=[Stage(0.5, {"mlm": 0.0}), Stage(0.5)]).leaves_losses_open
+
+
+@pytest.mark.parametrize(
+    ("words", "is_open"),
+    [
+        ([], True),
+        (["--training.max_tokens", "1M", "--student.num_layers=2"], True),
+        (["--losses.kl_tokens", "all"], False),  # the default, and typed all the same
+        (["--losses={kl_tokens: all}"], False),
+        (["--config", "few_tokens"], False),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill", "prune", "estimate"])
+def test_losses_are_chosen_only_where_a_user_leaves_them_open(command, words, is_open):
+    options = build_parser().parse_args([command, *words])[command]
+    assert leaves_losses_open(options, build_recipe(options)) == is_open
+
+
+@pytest.mark.parametrize(("tokens", "kl_tokens"), [("1M", "masked"), ("3.2B", "all")])
+@pytest.mark.parametrize("option", ["--tokens", "--training.max_tokens"])
+def test_an_estimate_is_of_the_losses_that_distill_would_choose(capsys, monkeypatch, tokens, kl_tokens, option):
+    planned = []
+    monkeypatch.setattr(plan_module, "plan", lambda recipe, *_: planned.append(recipe) or {})
+    monkeypatch.setattr(report_module, "format_plan", str)
+    words = ["--teacher", "bert-base-uncased", "--gpu", "h100", "--tokens", "3.2B", option, tokens]
+    estimate.run(build_parser().parse_args(["estimate", *words])["estimate"])
+    assert planned[0].losses.kl_tokens == kl_tokens
 
 
 @pytest.mark.parametrize(
