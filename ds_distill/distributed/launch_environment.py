@@ -11,7 +11,7 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import RankError, UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
-MULTI_RANK_COMMANDS = ("run", "demo", "pretrain", "distill")
+MULTI_RANK_COMMANDS = ("run", "demo", "pretrain", "distill", "prune")
 # These are the variables of a rank. The last one is among them because torchrun keeps the store in
 # which ranks meet, and a process that makes a group of its own must not look for its store there.
 RANK_VARIABLES = (

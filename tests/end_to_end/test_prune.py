@@ -4,14 +4,35 @@ import json
 
 from ds_distill import load
 from ds_distill.models.layer_shapes import LayerShape, layer_shapes
-from tests.start import ds_distill
+from tests.start import ds_distill, run_ranks
+
+
+def pruning_options(world, common, output):
+    match = "[{loss: mse, of: hidden, layers: uniform}]"
+    options = ["prune", "--model", world / "teacher", *common, "--output", output, "--distill", "--runtime", "flops"]
+    return [*options, "--target", "1.3x", "2x", "--shape", "1x32", "--sequences", 64, "--losses.match", match]
+
+
+def test_two_ranks_train_what_one_has_cut(world, common, tmp_path):
+    """Each rank reads its share of every batch; the cuts are the first rank's."""
+    summaries = []
+    for ranks in (1, 2):
+        output = tmp_path / str(ranks)
+        options = ["--training.deepspeed", "ds_configs/deepspeed/zero2.json", "--training.dropout", 0]
+        run_ranks(ranks, "ds_distill", *pruning_options(world, common, output), *options)
+        summaries.append(json.loads((output / "summary.json").read_text()))
+        for cut in ("cut-1", "cut-2"):
+            states = list((output / cut / "distilled").rglob("*pp_rank_1_*optim_states.pt"))
+            assert bool(states) == (ranks == 2), "the second rank holds its part of the optimizer's state"
+    one, two = summaries
+    assert [cut["layers"] for cut in one["cuts"]] == [cut["layers"] for cut in two["cuts"]]
+    assert one["steps"] == two["steps"]
+    assert abs(two["heldout_mask_loss"] / one["heldout_mask_loss"] - 1) < 1e-4
 
 
 def test_two_cuts_with_training_between_them(world, common, tmp_path):
     output = tmp_path / "run"
-    match = "[{loss: mse, of: hidden, layers: uniform}]"
-    options = ["prune", "--model", world / "teacher", *common, "--output", output, "--distill", "--runtime", "flops"]
-    options += ["--target", "1.3x", "2x", "--shape", "1x32", "--sequences", 64, "--losses.match", match]
+    options = pruning_options(world, common, output)
     done = ds_distill(*options)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((output / "summary.json").read_text())
