@@ -2,39 +2,55 @@
 
 import json
 
+import pytest
+
 from ds_distill import load
 from ds_distill.models.layer_shapes import LayerShape, layer_shapes
 from tests.start import ds_distill, run_ranks
 
 
-def pruning_options(world, common, output):
+@pytest.fixture(scope="module")
+def options(world, common):
+    """Dropout is drawn by each rank, so it is left out."""
     match = "[{loss: mse, of: hidden, layers: uniform}]"
-    options = ["prune", "--model", world / "teacher", *common, "--output", output, "--distill", "--runtime", "flops"]
-    return [*options, "--target", "1.3x", "2x", "--shape", "1x32", "--sequences", 64, "--losses.match", match]
+    words = [
+        "prune",
+        "--model",
+        world / "teacher",
+        *common,
+        "--distill",
+        "--runtime",
+        "flops",
+        "--target",
+        "1.3x",
+        "2x",
+    ]
+    words += ["--shape", "1x32", "--sequences", 64, "--losses.match", match, "--training.dropout", 0]
+    return [*words, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"]
 
 
-def test_two_ranks_train_what_one_has_cut(world, common, tmp_path):
+@pytest.fixture(scope="module")
+def output(options, tmp_path_factory):
+    """The folder of one rank's run."""
+    folder = tmp_path_factory.mktemp("prune") / "run"
+    done = ds_distill(*options, "--output", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_ranks_train_what_one_has_cut(options, output, tmp_path):
     """Each rank reads its share of every batch; the cuts are the first rank's."""
-    summaries = []
-    for ranks in (1, 2):
-        output = tmp_path / str(ranks)
-        options = ["--training.deepspeed", "ds_configs/deepspeed/zero2.json", "--training.dropout", 0]
-        run_ranks(ranks, "ds_distill", *pruning_options(world, common, output), *options)
-        summaries.append(json.loads((output / "summary.json").read_text()))
-        for cut in ("cut-1", "cut-2"):
-            states = list((output / cut / "distilled").rglob("*pp_rank_1_*optim_states.pt"))
-            assert bool(states) == (ranks == 2), "the second rank holds its part of the optimizer's state"
-    one, two = summaries
+    run_ranks(2, "ds_distill", *options, "--output", tmp_path / "run")
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (output, tmp_path / "run"))
+    for cut in ("cut-1", "cut-2"):
+        states = (tmp_path / "run" / cut / "distilled").rglob("*pp_rank_1_*optim_states.pt")
+        assert list(states), "the second rank holds its part of the optimizer's state"
     assert [cut["layers"] for cut in one["cuts"]] == [cut["layers"] for cut in two["cuts"]]
     assert one["steps"] == two["steps"]
     assert abs(two["heldout_mask_loss"] / one["heldout_mask_loss"] - 1) < 1e-4
 
 
-def test_two_cuts_with_training_between_them(world, common, tmp_path):
-    output = tmp_path / "run"
-    options = pruning_options(world, common, output)
-    done = ds_distill(*options)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_cuts_with_training_between_them(options, output, tmp_path):
     summary = json.loads((output / "summary.json").read_text())
     first, second = summary["cuts"]
     assert first["speedup"] >= 1.3 and second["speedup"] >= 2 and summary["steps"] == 10
@@ -46,7 +62,7 @@ def test_two_cuts_with_training_between_them(world, common, tmp_path):
     assert summary["heldout_mask_loss"] < second["loss_saliency"], "distilling repairs what the cut has cost"
     assert "set_submodule" in (output / "export" / "README.md").read_text()
 
-    done = ds_distill(*options)
+    done = ds_distill(*options, "--output", output)
     assert done.returncode == 0 and done.stderr.count("finished before") == 4, done.stderr[-3000:]
     again = json.loads((output / "summary.json").read_text())
     assert again["cuts"] == summary["cuts"] and again["heldout_mask_loss"] == summary["heldout_mask_loss"]

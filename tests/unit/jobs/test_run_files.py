@@ -13,15 +13,15 @@ from ds_distill.models.layer_shapes import LayerShape
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
 from ds_distill.run_folder import RunFolder
-from tests.tiny import save_encoder
+from tests.tiny import make_embedder, save_encoder
 
 
 @pytest.mark.parametrize("pruned", [False, True])
 def test_only_a_student_that_sentence_transformers_loads_has_its_files(tmp_path, pruned):
     start_distributed()
     teacher = save_encoder("bert", tmp_path / "teacher")
-    (teacher / "modules.json").write_text("[]")
-    shutil.copytree(teacher, tmp_path / "tokens" / "tokenizer", ignore=shutil.ignore_patterns("m*", "c*"))
+    make_embedder(teacher)
+    shutil.copytree(teacher, tmp_path / "tokens" / "tokenizer", ignore=shutil.ignore_patterns("m*", "c*", "1_*", "2_*"))
     student = AutoModelForMaskedLM.from_pretrained(teacher)
     if pruned:
         prune_model(student, [LayerShape(1, 8), LayerShape(2, 64)], "first")

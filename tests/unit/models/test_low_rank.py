@@ -184,7 +184,7 @@ def test_weights_that_another_program_has_trained_since_stay_whole(tmp_path, cap
         assert torch.equal(again(tokens()).logits, other(tokens()).logits) and not hasattr(again.config, "linear_rank")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.long)])
 def test_a_folder_in_16_bits_is_exported_in_its_factors(dtype, tmp_path):
     """The files and the model that they are compared with are of one kind."""
     teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
