@@ -114,7 +114,7 @@ def check(options) -> None:
             "model as --model"
         )
     if options.model and options.step is not None:
-        raise UserError(f"--step {options.step}: is a step of a run, which --model is not; give --run, or leave it out")
+        raise UserError(f"--step {options.step}: belongs to a run, which --model is not; give --run, or leave it out")
     if options.text and set(options.format) == {"hf"}:
         raise UserError(
             f"--text {' '.join(options.text)}: is for formats that are compared with PyTorch; give another --format "

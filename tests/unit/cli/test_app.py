@@ -402,7 +402,7 @@ def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "m", "--step", "5", "--format", "onnx"], "--step 5: is a step of a run, which --model is not"),
+        (["--model", "m", "--step", "5", "--format", "onnx"], "--step 5: belongs to a run, which --model is not"),
         (["--model", "m", "--format", "hf", "hf"], "--model m is already a Hugging Face folder"),
         (["--run", "r", "--text", "a.txt"], "--text a.txt: is for formats that are compared with PyTorch"),
         (["--run", "r", "--step", "5"], None),
