@@ -1,5 +1,6 @@
 """Test that a model in training computes what its exported file computes, and that its gradient passes through."""
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -71,13 +72,35 @@ def outputs_around(source, inputs, format):
     return found
 
 
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """Return a function that returns (source, its fp32 graph) of a family and a head, traced once.
+
+    Tables have values that fp16 holds: to round to fp16 needs no training.
+    """
+
+    @functools.cache
+    def trace(family, head):
+        folder = tmp_path_factory.mktemp("traced")
+        return write_graph(load_source(str(save_model(family, head, folder / "model"))), folder / "fp32.onnx")
+
+    return trace
+
+
+def write_graph(source, graph):
+    for module in source.model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.data = module.weight.data.half().float()
+    write_onnx(source, graph)
+    return source, graph
+
+
 @pytest.mark.parametrize("family, head", [*CASES, *HEADED])
-def test_it_computes_what_the_exported_file_computes(family, head, tmp_path):
+def test_it_computes_what_the_exported_file_computes(traced, family, head, tmp_path):
     """The paired file alone: the other is right on processors with VNNI only."""
-    source = load_source(str(save_model(family, head, tmp_path / "model")))
+    source, graph = traced(family, head)
     batch = text_batches(source, [], sequences=4)[0]
-    write_onnx(source, tmp_path / "fp32.onnx")
-    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", paired=True)
+    write_onnx_int8(graph, tmp_path / "int8.onnx", paired=True)
     expected = OnnxRunner(tmp_path / "int8.onnx")(batch.inputs)
     for whole, mine, after, file in zip(*outputs_around(source, batch.inputs, "onnx-int8"), expected, strict=True):
         real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
@@ -98,10 +121,9 @@ FOUR_BIT_CASES = [
 
 
 @pytest.mark.parametrize("family, head", FOUR_BIT_CASES)
-def test_with_four_bits_both_files_compute_the_same(family, head, tmp_path):
+def test_with_four_bits_both_files_compute_the_same(traced, family, head, tmp_path):
     """Weights alone are rounded, so that no value is between two codes."""
-    source = load_source(str(save_model(family, head, tmp_path / "model")))
-    files_compute_the_same(source, head, tmp_path)
+    files_compute_the_same(*traced(family, head), head, tmp_path)
 
 
 def test_with_four_bits_widths_that_groups_do_not_divide_are_right(tmp_path):
@@ -113,19 +135,14 @@ def test_with_four_bits_widths_that_groups_do_not_divide_are_right(tmp_path):
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    files_compute_the_same(load_source(str(folder)), "words", tmp_path)
+    files_compute_the_same(*write_graph(load_source(str(folder)), tmp_path / "fp32.onnx"), "words", tmp_path)
 
 
-def files_compute_the_same(source, head, folder):
-    """Compare, with tables that fp16 holds: to round to fp16 needs no training."""
-    for module in source.model.modules():
-        if isinstance(module, nn.Embedding):
-            module.weight.data = module.weight.data.half().float()
+def files_compute_the_same(source, graph, head, folder):
     batch = text_batches(source, [], sequences=4)[0]
-    write_onnx(source, folder / "fp32.onnx")
     outputs = outputs_around(source, batch.inputs, "onnx-int4")
     for name, (write, load) in FOUR_BIT_FILES.items():
-        write(folder / "fp32.onnx", folder / name)
+        write(graph, folder / name)
         for whole, mine, after, file in zip(*outputs, load(folder / name)(batch.inputs), strict=True):
             real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
             scale = np.abs(whole[real]).max()
