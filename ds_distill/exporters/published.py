@@ -19,6 +19,7 @@ from ds_distill.models.loader_text import LOADER_LINE, loader_code
 from ds_distill.models.loading import load_model
 from ds_distill.models.low_rank import set_rank
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
+from ds_distill.models.sentence_modules import MODULES
 from ds_distill.reporting import provenance
 from ds_distill.reporting.card_edits import set_metadata
 from ds_distill.reporting.card_sections import MADE_WITH, PIPELINES, QUANTIZED, front_matter, usage_section
@@ -75,7 +76,7 @@ def _write(source: ExportModel, folder: Path, name: str) -> None:
         config = cast(dict, read_json(folder / "config.json"))
         write_json(folder / "config.json", {key: value for key, value in config.items() if key not in TASK_KEYS})
         write_sentence_transformers_files(source.folder, model.config, source.reader.model_max_length, folder)
-    (folder / "README.md").write_text(_make_card(source, name), encoding="utf-8")
+    (folder / "README.md").write_text(_make_card(source, name, embeds=(folder / MODULES).is_file()), encoding="utf-8")
     follow_umask(folder)
 
 
@@ -109,16 +110,16 @@ def _has_same_weights(first: Path, second: Path) -> bool:
         )
 
 
-def _make_card(source: ExportModel, name: str) -> str:
+def _make_card(source: ExportModel, name: str, *, embeds: bool) -> str:
     """Return the source's own card for the same model, else a short one with what the source's card names.
 
     The card of a model of the Hub names that model as its base. That of a model which loads as no stock class has the
-    lines that load it.
+    lines that load it. `embeds` says whether sentence-transformers loads the folder.
     """
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     named, loader = hub.name_in_cache(source.folder), loader_code(source.model)
-    tags = ["sentence-transformers"] if source.head == "encoder" and not loader else []
+    tags = ["sentence-transformers"] if embeds else []
     metadata = parse_front_matter(card)
     # the card of a model whose head is left out is not one of its encoder
     if metadata and (

@@ -242,6 +242,18 @@ def test_an_encoder_is_what_its_config_says(classifier, tmp_path):
     torch.testing.assert_close(torch.from_numpy(run[0]), expected.last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
+def test_the_encoder_of_a_sparse_embedder_is_not_declared_one_of_sentences(student, tmp_path):
+    """Its embeddings come from the head, which is left out, so no modules are written."""
+    shutil.copytree(student, tmp_path / "sparse")
+    kinds = ("MLMTransformer", "SpladePooling")
+    modules = [{"path": "", "type": f"sentence_transformers.sparse_encoder.models.{kind}"} for kind in kinds]
+    (tmp_path / "sparse" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "out").mkdir()
+    publish(tmp_path / "sparse", tmp_path / "out", encoder=True)
+    assert not (tmp_path / "out" / "modules.json").exists()
+    assert "sentence-transformers" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict().get("tags", [])
+
+
 def test_an_encoder_has_what_sentence_transformers_reads(student, tmp_path):
     publish(student, tmp_path, encoder=True)
     modules = json.loads((tmp_path / "modules.json").read_text())
