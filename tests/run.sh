@@ -15,7 +15,7 @@ wanted=$(cat requirements.txt requirements-deploy.txt requirements-dev.txt | cks
 if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     echo "tests/run.sh: installing requirements-dev.txt ..." >&2
     touch "$prefix/.installing"  # were this interrupted, launch.sh would make the environment anew
-    "$PY" -m pip --disable-pip-version-check install --quiet -r requirements-dev.txt || { rm "$prefix/.installing"; exit 1; }
+    "$PY" -m pip --disable-pip-version-check install --quiet --no-compile -r requirements-dev.txt || { rm "$prefix/.installing"; exit 1; }
     echo "$wanted" >"$stamp"
     rm "$prefix/.installing"
 fi

@@ -33,7 +33,7 @@ def sentences(ranks: list[Process]) -> list[str]:
 
 @pytest.mark.promise("A silent rank is named once, and the whole job ends")
 @pytest.mark.parametrize(
-    "sentence", [pytest.param(0, marks=pytest.mark.long), 5], ids=["at once", "on a slow terminal"]
+    "sentence", [0, pytest.param(5, marks=pytest.mark.long)], ids=["at once", "on a slow terminal"]
 )
 def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)

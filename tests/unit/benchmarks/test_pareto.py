@@ -68,6 +68,7 @@ def run(monkeypatch, *words) -> int:
     return pareto.main()
 
 
+@pytest.mark.long
 def test_a_study_is_measured_resumed_and_extended(study, tmp_path, monkeypatch):
     output = tmp_path / "out"
     options = ("--output", output, "--backends", "onnx_fp32", "onnx_int8", "--shapes", "1x16", "--seconds", "0.01")

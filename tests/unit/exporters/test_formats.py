@@ -208,7 +208,9 @@ def traced_before(exported, monkeypatch):
     """The student's graph, which the exports of all formats have traced, is not traced again."""
     graph = exported[0] / "onnx" / "model.onnx"
     monkeypatch.setattr(
-        format_table, "write_onnx", lambda _, file: (file.parent.mkdir(parents=True), shutil.copy(graph, file))
+        format_table,
+        "write_onnx",
+        lambda _, file: (file.parent.mkdir(parents=True, exist_ok=True), shutil.copy(graph, file)),
     )
 
 
@@ -297,22 +299,22 @@ def test_a_bias_by_relative_position_and_embeddings_of_another_width_are_exporte
         answers_agree(source, tmp_path / "out", name)
 
 
-def test_another_models_folder_is_left_alone(student, classifier, exported, tmp_path):
+def test_another_models_folder_is_left_alone(student, traced_before, classifier, exported, tmp_path):
     with pytest.raises(UserError, match="contains another model's config.json"):
-        export_formats(str(student), ["torch-export"], classifier, text=[])
+        export_formats(str(student), ["onnx"], classifier, text=[])
     with pytest.raises(UserError, match="choose another --output for the encoder"):
-        export_formats(str(student), ["torch-export"], student, text=[], encoder=True)
+        export_formats(str(student), ["onnx"], student, text=[], encoder=True)
     output, _ = exported
     again = tmp_path / "again"
     shutil.copytree(output, again)
-    export_formats(str(student), ["torch-export"], again, text=[])
+    export_formats(str(student), ["onnx"], again, text=[])
     card = (again / "README.md").read_text()
     assert all(name in card for name in FORMATS if not FORMATS[name].unavailable_reason()), (
         "what earlier exports have found stays"
     )
-    (again / "onnx" / "model.onnx").unlink()
-    export_formats(str(student), ["torch-export"], again, text=[])
-    assert "| onnx " not in (again / "README.md").read_text()
+    (again / FORMATS["torch-export"].file).unlink()
+    export_formats(str(student), ["onnx"], again, text=[])
+    assert "| torch-export " not in (again / "README.md").read_text()
 
 
 def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_path):
@@ -373,16 +375,16 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     assert dev_score(load_source(str(tmp_path)), perfect, tmp_path / "dev.json", "perfect") == {"f1": 1.0}
 
 
-def test_exports_into_one_folder_do_not_mix(student, tmp_path):
+def test_exports_into_one_folder_do_not_mix(student, traced_before, tmp_path):
     with _export_lock(student), pytest.raises(UserError, match="in use by another export; wait"):
-        export_formats(str(student), ["torch-export"], student, text=[])
-    export_formats(str(student), ["torch-export"], tmp_path, text=[])
+        export_formats(str(student), ["onnx"], student, text=[])
+    export_formats(str(student), ["onnx"], tmp_path, text=[])
     with pytest.raises(
         UserError,
         match="contains files with the head masked-lm, but this export has the head encoder; choose another --output",
     ):
         export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
-    export_formats(str(student), ["torch-export"], tmp_path, text=[])
+    export_formats(str(student), ["onnx"], tmp_path, text=[])
 
 
 def test_an_encoder_gives_hidden_states(student, tmp_path):

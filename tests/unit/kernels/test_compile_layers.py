@@ -76,11 +76,11 @@ def student(family: str, dropout: float):
     return build_student(teacher.eval(), dropout=dropout).double().train()
 
 
-def masks(lengths=(24, 9, 17)):
-    """Return None, padding, and packed documents of which the padding's own rows see nothing."""
-    real = torch.arange(24) < torch.tensor(lengths)[:, None]
-    document = torch.arange(24)[None] // 7
-    return None, real, (document[:, :, None] == document[:, None]) & real[:, None] & real[:, :, None], real
+REAL = torch.arange(24) < torch.tensor([24, 9, 17])[:, None]
+DOCUMENT = torch.arange(24)[None] // 7
+# in documents, the padding's own rows see nothing
+DOCUMENTS = ((DOCUMENT[:, :, None] == DOCUMENT[:, None]) & REAL[:, None] & REAL[:, :, None])[:, None]
+MASKS = {"none": None, "padding": REAL, "documents": DOCUMENTS}
 
 
 def needs_compile():
@@ -88,29 +88,27 @@ def needs_compile():
         pytest.skip(f"torch.compile: {reason}")
 
 
-LONG = [pytest.param(family, marks=pytest.mark.long) for family in ("roberta", "mpnet")]  # each compiles half a minute
+CASES = [(family, mask) for family in ("bert", "roberta", "mpnet") for mask in MASKS]  # each compiles for 10 s
 
 
-@pytest.mark.parametrize("family", ["bert", *LONG])
-def test_compiled_blocks_compute_what_the_models_own_do(family):
+@pytest.mark.parametrize(
+    "family, mask",
+    [pytest.param(*case, marks=() if case == ("bert", "documents") else pytest.mark.long) for case in CASES],
+)
+def test_compiled_blocks_compute_what_the_models_own_do(family, mask):
     needs_compile()
-    none, padding, documents, real = masks()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     reference = student(family, 0.0)
     compiled = copy.deepcopy(reference)
     compile_layers(compiled, CPU)
-    for mask in (none, padding, documents[:, None]):
-        outputs = []
-        for model in (reference, compiled):
-            model.zero_grad()
-            hidden, _ = run_encoder(model, ids, mask)
-            (hidden[real].sin().sum()).backward()
-            outputs.append(
-                [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
-            )
-        assert len(outputs[0]) == len(outputs[1]) > 20
-        for expected, actual in zip(*outputs, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
+    outputs = []
+    for model in (reference, compiled):
+        hidden, _ = run_encoder(model, ids, MASKS[mask])
+        (hidden[REAL].sin().sum()).backward()
+        outputs.append([hidden[REAL].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)])
+    assert len(outputs[0]) == len(outputs[1]) > 20
+    for expected, actual in zip(*outputs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
     assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
@@ -140,28 +138,28 @@ def modernbert(layers: int = 4, **changes) -> ModernBertForMaskedLM:
 def test_compiled_layers_of_two_kinds_compute_what_the_models_own_do():
     """A layer that attends to all others, one that attends to its neighbors, and recorded queries and keys."""
     needs_compile()
-    _, _, documents, real = masks()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     reference = build_student(modernbert(), init_layers=[0, 1, 3], dropout=0.0).double().train()
     assert reference.config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
     compiled = copy.deepcopy(reference)
     compile_layers(compiled, CPU)
     sites = [Site("query", 1), Site("key", 2)]
-    for mask in (None, documents[:, None]):
+    for mask in (None, DOCUMENTS):
         outputs = []
         for model in (reference, compiled):
             model.zero_grad()
             hidden, states = run_encoder(model, ids, mask, sites=sites)
             kept = [hidden, *states.values()]
-            sum(x[real].sin().sum() for x in kept).backward()
+            sum(x[REAL].sin().sum() for x in kept).backward()
             gradients = [p.grad for p in model.base_model.parameters() if p.grad is not None]
-            outputs.append([*(x[real].detach() for x in kept), *gradients])
+            outputs.append([*(x[REAL].detach() for x in kept), *gradients])
         assert len(outputs[0]) == len(outputs[1]) > 15
         for expected, actual in zip(*outputs, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     """The gradient must equal the central differences of the loss, which is smooth in the weights for a fixed seed."""
     needs_compile()
