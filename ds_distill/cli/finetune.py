@@ -120,8 +120,6 @@ def check(options) -> None:
             f"--augmented {options.augmented}: its texts have no labels; give --teacher with a model that is "
             "fine-tuned on the task"
         )
-    if settings.match and not options.teacher:
-        raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
     if settings.augmented_copies and not options.augmented:
         raise UserError(
             f"finetune.augmented_copies = {settings.augmented_copies}: --augmented is missing; give a folder that "

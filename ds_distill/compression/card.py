@@ -8,7 +8,7 @@ from ds_distill.config.pruning import Pruning
 from ds_distill.reporting.card_sections import (
     MADE_WITH,
     NO_HEAD,
-    card_tags,
+    encoder_tags,
     front_matter,
     limitations_section,
     made_of,
@@ -39,7 +39,7 @@ def trimmed_card(
         loader: As in `pruned_card`.
     """
     title, kind = "A model with a trimmed vocabulary", "masked-lm" if head else "encoder"
-    tags = card_tags(origin, embeds=origin.sentence_transformers and not loader)
+    tags = encoder_tags(origin, loader)
     lost = figures["text_tokens_dropped"] / figures["text_tokens"]
     often = f" {min_count:,} times or more" if min_count > 1 else ""
     split = (
@@ -81,7 +81,7 @@ def pruned_card(
         loader: The code of `models.loader_text` where the folder loads as no stock class.
     """
     title, kind = "A pruned model", "masked-lm" if head else "encoder"
-    tags = card_tags(origin, embeds=origin.sentence_transformers and not loader)
+    tags = encoder_tags(origin, loader)
     layers = [{"layer": number, **layer} for number, layer in enumerate(figures["layers"])]
     losses = (
         f"Its masked-LM loss at [MASK] on held-out text is {figures['loss_saliency']:.4f} nats, before the cut "

@@ -101,18 +101,14 @@ def provenance_entries(origin: Provenance) -> dict[str, Any]:
     return entries | {"datasets": origin.datasets}
 
 
-def card_tags(origin: Provenance, embeds: bool = False) -> list[str]:
-    """Return the tags that a card has on the Hub.
+def card_tags(origin: Provenance) -> list[str]:
+    """Return the tags that the card of a model made of `origin` has on the Hub."""
+    return ["ds-distill", *(["distillation"] if origin.distilled else [])]
 
-    Args:
-        origin: What the model was made of.
-        embeds: Whether sentence-transformers loads the folder.
-    """
-    return [
-        "ds-distill",
-        *(["distillation"] if origin.distilled else []),
-        *(["sentence-transformers"] if embeds else []),
-    ]
+
+def encoder_tags(origin: Provenance, loader: str | None) -> list[str]:
+    """Return the tags of a model without a task's head; sentence-transformers loads it if a stock class does."""
+    return [*card_tags(origin), *(["sentence-transformers"] if origin.sentence_transformers and not loader else [])]
 
 
 def is_measured(value: float | None) -> TypeGuard[float]:

@@ -12,6 +12,7 @@ from ds_distill.reporting.card_sections import (
     NO_HEAD,
     PIPELINES,
     card_tags,
+    encoder_tags,
     front_matter,
     heldout_results,
     is_measured,
@@ -78,7 +79,7 @@ def model_card(
         front_matter(
             head,
             **provenance_entries(origin),
-            tags=card_tags(origin, embeds=origin.sentence_transformers and not loader),
+            tags=encoder_tags(origin, loader),
             model_name=title,
             eval_results=list(heldout_results(summary, origin.datasets)),
         )
