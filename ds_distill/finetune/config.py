@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -58,22 +57,22 @@ class FinetuneConfig:
             CPU where a probe shows that it is faster, else fp32.
     """
 
-    learning_rate: float = 5e-5
-    epochs: float = 3.0
-    batch_size: int = 32
-    max_length: int = 0
-    warmup_ratio: float = 0.06
-    weight_decay: float = 0.0
-    max_train_samples: int = 0
-    dropout: float = -1.0
-    temperature: float = 2.0
-    hard_label_weight: float = 0.5
-    soft_label_weight: float = 0.5
+    learning_rate: float = limited(5e-5, 1e-9, 10)
+    epochs: float = limited(3.0, 1e-6, 10**6)
+    batch_size: int = limited(32, 1, 1 << 20)
+    max_length: int = limited(0, 0, 1 << 16)
+    warmup_ratio: float = limited(0.06, 0, 0.99)
+    weight_decay: float = limited(0.0, 0, 10)
+    max_train_samples: int = limited(0, 0, 10**12)
+    dropout: float = limited(-1.0, -1, 0.99)
+    temperature: float = limited(2.0, 0.01, 1e3)
+    hard_label_weight: float = limited(0.5, 0, 1e6)
+    soft_label_weight: float = limited(0.5, 0, 1e6)
     teacher_weights: list[float] | None = limited(None, 0, 1e6, each=True)
     match: list[Match] = field(default_factory=list)
-    layers_first: float = 0.0
-    augmented_copies: int = 0
-    average_weights: float = 0.0
+    layers_first: float = limited(0.0, 0, 0.99)
+    augmented_copies: int = limited(0, 0, 10**6)
+    average_weights: float = limited(0.0, 0, 1)
     quantize: QuantizedFormat | None = None
     quantize_share: float = limited(0.33, 0, 1)
     precision: PRECISIONS = "auto"
@@ -105,44 +104,14 @@ class FinetuneConfig:
             )
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"finetune.precision = {self.precision}: must be one of {', '.join(get_args(PRECISIONS))}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"finetune.{name} = {value}: must be a finite number")
         for name in ("batch_size", "max_length", "max_train_samples", "augmented_copies"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be a whole number")
-        for name in ("learning_rate", "epochs", "batch_size", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"finetune.{name} = {getattr(self, name)}: must be above 0")
         if 0 < self.max_length < LEAST_LENGTH:
             raise UserError(
                 f"finetune.max_length = {self.max_length}: must be at least {LEAST_LENGTH}, because the special tokens "
                 "of a pair take up to 4; 0 means the task's default"
             )
-        for name, what in (
-            ("warmup_ratio", "a share of the steps"),
-            ("layers_first", "a share of the steps"),
-            ("dropout", "a share of the values"),
-        ):
-            if getattr(self, name) >= 1:
-                raise UserError(f"finetune.{name} = {getattr(self, name)}: must be {what}, below 1")
-        if self.average_weights > 1:
-            raise UserError(
-                f"finetune.average_weights = {self.average_weights}: must be a share of the steps, at most 1"
-            )
-        for name in (
-            "max_length",
-            "warmup_ratio",
-            "weight_decay",
-            "max_train_samples",
-            "augmented_copies",
-            "hard_label_weight",
-            "soft_label_weight",
-            "layers_first",
-            "average_weights",
-        ):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"finetune.{name} = {getattr(self, name)}: must be at least 0")
 
     def check_learns(self, augmented: bool = False) -> None:
         """Raise UserError where the weights leave a student with a teacher nothing to learn.

@@ -41,5 +41,5 @@ def test_the_mean_is_of_the_last_share_of_steps_and_resumes_equal(tmp_path, shar
 
 
 def test_a_share_of_the_steps_is_at_most_all_of_them():
-    with pytest.raises(UserError, match="finetune.average_weights = 1.5: must be a share of the steps, at most 1"):
+    with pytest.raises(UserError, match="finetune.average_weights = 1.5: must be between 0 and 1"):
         FinetuneConfig(average_weights=1.5).check()

@@ -366,7 +366,7 @@ def test_an_encoder_without_a_masked_lm_head_is_refused(world, tmp_path):
             0,
             r"finetune.hard_label_weight = 0.7: multitask does not read it; leave",
         ),
-        ({"epochs": 0.0}, ["rte"], 0.0, 0, r"finetune.epochs = 0.0: must be above 0"),
+        ({"epochs": 0.0}, ["rte"], 0.0, 0, r"finetune.epochs = 0.0: must be between 1e-06 and 1e"),
         ({}, [], 0.0, 0, r"--tasks is missing; give the tasks to tune on"),
         ({}, ["rte", "stsb", "rte"], 0.0, 0, r"--tasks rte stsb rte: rte is given twice; give each task once"),
         ({}, ["rte"], 1.0, 0, r"--mlm_fraction 1.0: must be a share of the steps, at least 0 and below 1"),
