@@ -173,12 +173,12 @@ def relations_problem(device: torch.device, dtype: torch.dtype, what: str) -> tu
     mask = torch.rand(2, length, device=device) < 0.9
     documents = torch.randint(3, (2, length), device=device).sort(1).values
     if what == "attention scores":
-        value, *slopes = attention_score_mse(student, teacher, mask, documents)
+        value, *gradients = attention_score_mse(student, teacher, mask, documents)
     else:
-        value, *slopes = relation_kl(student, [teacher], [1.0], mask, documents)
-    slopes = [slopes[0] + slopes[1]] if student[0] is student[1] else slopes
+        value, *gradients = relation_kl(student, [teacher], [1.0], mask, documents)
+    gradients = [gradients[0] + gradients[1]] if student[0] is student[1] else gradients
     weights = None if what == "attention scores" else [1.0]
-    return student, ([teacher], weights, mask, documents), (value, *slopes)
+    return student, ([teacher], weights, mask, documents), (value, *gradients)
 
 
 def relations_error(problem: Callable[[], tuple], backend: str, reason: str | None) -> tuple[float, str]:

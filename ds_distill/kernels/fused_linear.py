@@ -312,7 +312,7 @@ def _add_chunk_losses(
         sums: The sums so far, which are overwritten.
         logits: Of student and teacher, each [n, columns]; None without KL. The student's may be overwritten.
         biases: To be added to them, or None.
-        slopes: [n, columns], possibly the student's logits themselves; None where no gradient is wanted.
+        grad_logits: [n, columns], possibly the student's logits themselves; None where no gradient is wanted.
         target: [n, 1], the original tokens; any token where `masked` is false.
         masks: (masked, real), each [n, 1] bool.
         factors: The factors of the gradients of KL and masked LM.
@@ -365,7 +365,7 @@ def _add_chunk_losses(
 
 
 def _weight_gradient(total: Tensor | None, grad_logits: Tensor, hidden: Tensor, acc_dtype: torch.dtype) -> Tensor:
-    """Return total + slopesᵀ · hidden, [columns, H], and overwrite total.
+    """Return total + grad_logitsᵀ · hidden, [columns, H], and overwrite total.
 
     The result is at least fp32 where the device's GEMM can return that, or where there are two
     chunks.
@@ -379,7 +379,7 @@ def _weight_gradient(total: Tensor | None, grad_logits: Tensor, hidden: Tensor, 
 
 
 def _bias_gradient(total: Tensor | None, grad_logits: Tensor, acc_dtype: torch.dtype) -> Tensor:
-    """Return total + the sum of the rows of slopes, [columns]."""
+    """Return total + the sum of the rows of grad_logits, [columns]."""
     if grad_logits.is_cuda:
         return _added(total, grad_logits.sum(0, dtype=acc_dtype), acc_dtype)
     # on a CPU this product is much faster than torch's sum

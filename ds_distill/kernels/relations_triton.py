@@ -182,29 +182,29 @@ def _gradient_kernel(
                         row_p += weight * tl.exp(log_p)
                     if by_columns:
                         column_p += weight * tl.exp(t - tl.load(normalizers + columns, real_columns, 0.0)[None, :])
-            slope = tl.zeros((block_rows, block_columns), tl.float32)
+            gradient = tl.zeros((block_rows, block_columns), tl.float32)
             if squared:
                 error = tl.where(seen, s - t, 0.0)
                 loss += tl.sum(error * error, 1)
-                slope = error * 4.0 if by_rows and by_columns else error * 2.0
+                gradient = error * 4.0 if by_rows and by_columns else error * 2.0
             if by_rows and not squared:
                 log_q = s - tl.load(normalizer_at + of_pair + rows, real_rows, 0.0)[:, None]
-                row_slope = tl.exp(log_q) - row_p
+                row_gradient = tl.exp(log_q) - row_p
                 if teachers > 1:
                     log_p = tl.log(tl.maximum(row_p, 1.1754944e-38))
                 # Σ (q − p) is 0 but for the rounding of the normalizers
-                loss += tl.sum(tl.where(seen, row_p * (log_p - log_q) + row_slope, 0.0), 1)
-                slope += tl.where(seen, row_slope, 0.0)
+                loss += tl.sum(tl.where(seen, row_p * (log_p - log_q) + row_gradient, 0.0), 1)
+                gradient += tl.where(seen, row_gradient, 0.0)
             if by_columns and not squared:
                 q = tl.exp(s - tl.load(normalizer_at + of_pair + columns, real_columns, 0.0)[None, :])
-                slope += tl.where(seen, q - column_p, 0.0)
+                gradient += tl.where(seen, q - column_p, 0.0)
             if wanted:
                 if y.dtype == tl.bfloat16 and not interpreted:
-                    d = tl.dot(slope.to(tl.bfloat16), y, d)
-                elif y.dtype != tl.float32:  # fp16's range is too small for a slope
-                    d = tl.dot(slope, y.to(tl.float32), d, input_precision="tf32")
+                    d = tl.dot(gradient.to(tl.bfloat16), y, d)
+                elif y.dtype != tl.float32:  # fp16's range is too small for a gradient
+                    d = tl.dot(gradient, y.to(tl.float32), d, input_precision="tf32")
                 else:
-                    d = tl.dot(slope, y, d, input_precision="ieee")
+                    d = tl.dot(gradient, y, d, input_precision="ieee")
     if wanted:
         at = tl.arange(0, block_width)
         places = (of_pair + rows)[:, None] * width + at[None, :]

@@ -32,7 +32,7 @@ def _kernel(
     target_at,
     kl_mask_at,
     mlm_mask_at,
-    slope_at,
+    grad_at,
     kl_at,
     mlm_at,
     kl_factor_at,
@@ -40,7 +40,7 @@ def _kernel(
     width,
     z_row,
     t_row,
-    slope_row,
+    grad_row,
     temperature,
     taught: tl.constexpr,
     masked: tl.constexpr,
@@ -52,7 +52,7 @@ def _kernel(
     row = tl.program_id(0).to(tl.int64)
     z_at += row * z_row
     t_at += row * t_row
-    slope_at += row * slope_row
+    grad_at += row * grad_row
     columns = tl.arange(0, block)
     log2_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as in the hardware
     soft = log2_e / temperature
@@ -91,7 +91,7 @@ def _kernel(
     factor = tl.load(kl_factor_at)
     log_sum, t_log_sum = tl.log2(soft_total), tl.log2(t_total)
     kl = tl.zeros((block,), tl.float32)
-    tl.debug_barrier()  # slope may be z, so every warp must have read the target's logit before it is overwritten
+    tl.debug_barrier()  # the gradient may overwrite z: every warp must have read the target's logit
     end = (width - 1) // block * block
     for start in range(0, width, block):
         at = end - start + columns
@@ -109,7 +109,7 @@ def _kernel(
         if wanted:
             if counts:
                 grad_logit += label_factor * tl.exp2((z - peak) * log2_e)
-            tl.store(slope_at + at, grad_logit.to(slope_at.dtype.element_ty), inside, cache_modifier=".cs")
+            tl.store(grad_at + at, grad_logit.to(grad_at.dtype.element_ty), inside, cache_modifier=".cs")
     if taught:
         tl.store(kl_at + row, tl.where(has_kl, temperature * temperature * tl.sum(kl, 0), 0.0))
 
@@ -129,7 +129,7 @@ def triton_row_losses(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute row_losses for fp32 or 16-bit logits, with sums and exponentials in fp32.
 
-    slope may be z, because a row's pass reads each value before it overwrites it.
+    The gradient may overwrite z, because a row's pass reads each value before it overwrites it.
     """
     n, width = z.shape
     kl = None if t is None else z.new_empty(n, 1, dtype=torch.float32)

@@ -7,6 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from ds_distill.config.intervals import interval_seconds
+from ds_distill.recipe import Training
+
+# What the recipe's "auto" means.
+SAVE_SECONDS = 600.0  # of training between checkpoints
+EVALUATIONS = 10  # of a run at least, after equal numbers of steps
+# Where a tenth of a run is long, there are more, as long as they cost little. On hundreds of GPUs these steps take
+# seconds.
+CHEAP_EVAL_STEPS, EVAL_SHARE = 500, 0.02
 
 
 class Recurring:
@@ -66,3 +74,19 @@ class Recurring:
         yield
         self._last = self._clock()
         self._spent += self._last - began
+
+
+def when_to_save(training: Training, total_steps: int) -> Recurring:
+    """Return when checkpoints are due."""
+    if training.save_every == "auto":
+        return Recurring(total_steps, seconds=SAVE_SECONDS)
+    return Recurring.every(training.save_every, total_steps)
+
+
+def when_to_evaluate(training: Training, total_steps: int) -> Recurring:
+    """Return when held-out evaluations are due."""
+    if training.eval_every == "auto":
+        tenth = max(1, total_steps // EVALUATIONS)
+        cheap = CHEAP_EVAL_STEPS if tenth > CHEAP_EVAL_STEPS else 0
+        return Recurring(total_steps, steps=tenth, cheap_steps=cheap, share=EVAL_SHARE)
+    return Recurring.every(training.eval_every, total_steps)

@@ -31,7 +31,7 @@ from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.overview import overview
 from ds_distill.training.rank_times import RankTimes
-from ds_distill.training.recurring import Recurring
+from ds_distill.training.recurring import when_to_evaluate, when_to_save
 from ds_distill.training.stages import Stages
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
@@ -39,13 +39,6 @@ from ds_distill.utils.console import log_event, log_header
 from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.resources import explain_out_of_memory
 from ds_distill.utils.step_clock import STEPS
-
-# What the recipe's "auto" means.
-SAVE_SECONDS = 600.0  # of training between checkpoints
-EVALUATIONS = 10  # of a run at least, after equal numbers of steps
-# Where a tenth of a run is long, there are more, as long as they cost little. On hundreds of GPUs these steps take
-# seconds.
-CHEAP_EVAL_STEPS, EVAL_SHARE = 500, 0.02
 
 
 class Trainer:
@@ -134,8 +127,8 @@ class Trainer:
             self.state.begin_stage(self.stages.at(self.state.step).number)
         self.divide_by_deviations()
         log_header(overview(self))
-        self.saving = saving(self.settings, self.total_steps)
-        self.evaluating = evaluating(self.settings, self.total_steps)
+        self.saving = when_to_save(self.settings, self.total_steps)
+        self.evaluating = when_to_evaluate(self.settings, self.total_steps)
         on_gpu = self.device.type == "cuda"
         # all ranks hear signals before a first file shows that the run has begun; trackers may upload after that
         with contextlib.ExitStack() as shown, StopRequest() as stop:
@@ -333,22 +326,6 @@ class Trainer:
             **self.costs,
             **({} if compile_seconds is None else {"compile_seconds": round(compile_seconds, 1)}),
         }
-
-
-def saving(training: Training, total_steps: int) -> Recurring:
-    """Return when checkpoints are due."""
-    if training.save_every == "auto":
-        return Recurring(total_steps, seconds=SAVE_SECONDS)
-    return Recurring.every(training.save_every, total_steps)
-
-
-def evaluating(training: Training, total_steps: int) -> Recurring:
-    """Return when held-out evaluations are due."""
-    if training.eval_every == "auto":
-        tenth = max(1, total_steps // EVALUATIONS)
-        cheap = CHEAP_EVAL_STEPS if tenth > CHEAP_EVAL_STEPS else 0
-        return Recurring(total_steps, steps=tenth, cheap_steps=cheap, share=EVAL_SHARE)
-    return Recurring.every(training.eval_every, total_steps)
 
 
 def count_steps(recipe: Recipe, loader: BatchLoader) -> int:

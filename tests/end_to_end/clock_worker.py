@@ -3,8 +3,8 @@
 import sys
 
 from ds_distill.cli.app import main
-from ds_distill.training import trainer
+from ds_distill.training import recurring
 
 if __name__ == "__main__":
-    trainer.SAVE_SECONDS = 0.0
+    recurring.SAVE_SECONDS = 0.0
     raise SystemExit(main(sys.argv[1:]))

@@ -42,13 +42,13 @@ def check(backend, student, teachers, weights, mask, documents, tolerance):
     b = a if student[1] is student[0] else student[1].detach().requires_grad_()
     value = relation_loss((a, b), teachers, weights, mask, documents, backend)
     if weights is None:
-        expected, *slopes = closed_form.attention_score_mse(student, teachers[0], mask, documents)
+        expected, *gradients = closed_form.attention_score_mse(student, teachers[0], mask, documents)
     else:
-        expected, *slopes = closed_form.relation_kl(student, teachers, weights, mask, documents)
+        expected, *gradients = closed_form.relation_kl(student, teachers, weights, mask, documents)
     (value * 0.5).backward()
     assert value.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-    slopes = [slopes[0] + slopes[1]] if b is a else slopes
-    for got, want in zip((a.grad, b.grad), slopes, strict=False):
+    gradients = [gradients[0] + gradients[1]] if b is a else gradients
+    for got, want in zip((a.grad, b.grad), gradients, strict=False):
         assert relative(got, 0.5 * want) <= tolerance
 
 

@@ -12,10 +12,10 @@ from triton.compiler import ASTSource
 from ds_distill.kernels.row_losses_triton import BLOCK, WARPS, _kernel
 
 POINTERS = {"target_at": "*i64", "kl_mask_at": "*u8", "mlm_mask_at": "*u8"}
-NUMBERS = {"width": "i32", "z_row": "i32", "t_row": "i32", "slope_row": "i32", "temperature": "fp32"}
+NUMBERS = {"width": "i32", "z_row": "i32", "t_row": "i32", "grad_row": "i32", "temperature": "fp32"}
 
 for dtype, has_teacher, wanted in itertools.product(("fp32", "bf16", "fp16"), (True, False), (True, False)):
-    logits = dict.fromkeys(("z_at", "t_at", "slope_at"), f"*{dtype}")
+    logits = dict.fromkeys(("z_at", "t_at", "grad_at"), f"*{dtype}")
     flags = {
         "taught": has_teacher,
         "masked": True,

@@ -41,12 +41,12 @@ def check(loss, student, teacher, mask, numbers, tolerance, same=False):
     a = student[0].detach().requires_grad_()
     leaves = (a,) if same else (a, student[1].detach().requires_grad_())
     value = loss(leaves[0], leaves[-1], *teacher, token_mask=mask, document_ids=numbers)
-    expected, *slopes = LOSSES[loss]((leaves[0], leaves[-1]), teacher, mask, numbers)
+    expected, *gradients = LOSSES[loss]((leaves[0], leaves[-1]), teacher, mask, numbers)
     assert value.dtype == torch.promote_types(a.dtype, torch.float32) and value.shape == ()
     assert value.item() == pytest.approx(expected.item(), rel=min(tolerance, 1e-5), abs=1e-6)
     if same:
-        slopes = [slopes[0] + slopes[1]]
-    for got, want, leaf in zip(torch.autograd.grad(value * 0.5, leaves), slopes, leaves, strict=True):
+        gradients = [gradients[0] + gradients[1]]
+    for got, want, leaf in zip(torch.autograd.grad(value * 0.5, leaves), gradients, leaves, strict=True):
         assert got.dtype == leaf.dtype and got.isfinite().all()
         scale = want.norm() + 1e-2 * sum(x.double().norm() for x in leaves)  # a gradient that cancels has no digits
         assert (got.double() - 0.5 * want).norm() <= 0.5 * tolerance * scale
@@ -100,9 +100,9 @@ def test_a_student_near_its_teacher_keeps_its_digits(loss):
     teacher = tuple(x * (1 + 1e-2 * torch.randn(x.shape, generator=g)) for x in student)
     leaves = [x.detach().requires_grad_() for x in student]
     value = loss(*leaves, *teacher, token_mask=mask, document_ids=numbers)
-    expected, *slopes = LOSSES[loss](student, teacher, mask, numbers)
+    expected, *gradients = LOSSES[loss](student, teacher, mask, numbers)
     assert value.item() == pytest.approx(expected.item(), rel=1e-4)
-    for got, want in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
+    for got, want in zip(torch.autograd.grad(value, leaves), gradients, strict=True):
         assert relative(got, want) <= 1e-4
 
 
@@ -119,11 +119,11 @@ def test_only_tensors_that_require_a_gradient_have_one(loss):
     student, teacher, mask, numbers = problem()
     teacher = tuple(x.detach().requires_grad_() for x in teacher)
     full = [x.detach().requires_grad_() for x in student]
-    slopes = torch.autograd.grad(loss(*full, *teacher, token_mask=mask, document_ids=numbers), full)
+    gradients = torch.autograd.grad(loss(*full, *teacher, token_mask=mask, document_ids=numbers), full)
     for which in (0, 1):
         leaves = [x.detach().requires_grad_(number == which) for number, x in enumerate(student)]
         loss(*leaves, *teacher, token_mask=mask, document_ids=numbers).backward()
-        assert torch.equal(leaves[which].grad, slopes[which])
+        assert torch.equal(leaves[which].grad, gradients[which])
         assert leaves[1 - which].grad is None
     assert all(x.grad is None for x in teacher)
     assert not loss(*student, *teacher).requires_grad
@@ -173,9 +173,9 @@ def test_autocast_changes_nothing(loss):
 def test_a_second_derivative_is_refused(loss):
     student, teacher, _, _ = problem()
     leaf = student[0].detach().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf, leaf, *teacher), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss(leaf, leaf, *teacher), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
-        (slope.square().sum() + leaf.sum()).backward()
+        (gradient.square().sum() + leaf.sum()).backward()
     value = loss(leaf, leaf, *teacher)
     value.backward(retain_graph=True)
     once = leaf.grad.clone()
@@ -211,9 +211,9 @@ def test_several_teachers_of_different_widths():
             leaves[0], leaves[-1], [teacher, other], [1, 3], token_mask=mask, document_ids=numbers
         )
         both = (leaves[0], leaves[-1])
-        expected, *slopes = closed_form.relation_kl(both, [teacher, other], [0.25, 0.75], mask, numbers)
+        expected, *gradients = closed_form.relation_kl(both, [teacher, other], [0.25, 0.75], mask, numbers)
         assert value.item() == pytest.approx(expected.item(), rel=1e-5)
-        for got, want in zip(torch.autograd.grad(value, leaves), [sum(slopes)] if same else slopes, strict=True):
+        for got, want in zip(torch.autograd.grad(value, leaves), [sum(gradients)] if same else gradients, strict=True):
             assert relative(got, want) <= 1e-5
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from ds_distill.recipe import Training
-from ds_distill.training.recurring import Recurring
-from ds_distill.training.trainer import evaluating, saving
+from ds_distill.training.recurring import Recurring, when_to_evaluate, when_to_save
 
 
 class Clock:
@@ -60,7 +59,7 @@ def test_cheap_occurrences_stay_within_their_share(seconds):
 
 @pytest.mark.parametrize("total_steps", [1, 7, 10, 19, 25, 999, 4_999, 5_000, 10**6])
 def test_by_default_at_least_ten_evaluations_and_one_per_500_steps_that_are_cheap(total_steps):
-    due = evaluating(Training(), total_steps)
+    due = when_to_evaluate(Training(), total_steps)
     assert due.steps >= 1 and total_steps // due.steps >= min(10, total_steps)
     assert due.steps <= 500 or due.cheap_steps == 500
 
@@ -68,10 +67,10 @@ def test_by_default_at_least_ten_evaluations_and_one_per_500_steps_that_are_chea
 @pytest.mark.parametrize("every", [0, 1, 700])
 def test_a_number_of_steps_is_taken_as_it_is(every):
     training = Training(save_every=every, eval_every=every)
-    for due in (saving(training, 20), evaluating(training, 20)):
+    for due in (when_to_save(training, 20), when_to_evaluate(training, 20)):
         assert (due.steps, due.seconds, due.cheap_steps) == (every, None, 0)
 
 
 def test_times_are_taken_as_they_are():
     training = Training(save_every="auto", eval_every="90s")
-    assert saving(training, 20).seconds == 600 and evaluating(training, 20).seconds == 90
+    assert when_to_save(training, 20).seconds == 600 and when_to_evaluate(training, 20).seconds == 90
