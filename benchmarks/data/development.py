@@ -2,8 +2,8 @@
 
     python -m benchmarks.data.development --data TASKS --tasks stsb rte squad --output DEVELOPMENT
 
-DEVELOPMENT/TASK has the training set without a tenth of it, and that tenth as the dev set. Examples
-that share a text (a sentence, a question, a paragraph) stay on the same side.
+DEVELOPMENT/TASK has the training set without a tenth of it, and that tenth as the dev set, for MNLI as both of its
+dev sets. Examples that share a text (a sentence, a question, a paragraph) stay on the same side.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> int:
                 )
             folder = options.output / name
             folder.mkdir(parents=True, exist_ok=True)
-            for split, there in (("train", False), ("validation", True)):
+            for split, there in (("train", False), *((split, True) for split in get_task(name).validation)):
                 lines = [json.dumps(row) for number, row in enumerate(rows) if (number in held_out) == there]
                 write_atomically(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
             log(f"{folder}: {len(rows) - len(held_out):,} training examples, {len(held_out):,} held out")

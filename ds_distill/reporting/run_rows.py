@@ -135,9 +135,9 @@ def _find_pretrained(run: Run, runs: Sequence[Run], named: Sequence[Run]) -> Tea
 
 
 def _is_inside(models: str | list[str] | None, run: Run) -> bool:
-    """Return whether a model's path, as it was given to a run, or one of several, lies in the folder of another run."""
+    """Return whether a model's path, as given to a run, or one of several, is another run's folder or lies in it."""
     given = [models] if isinstance(models, str) else models or []
-    return any(RunFolder(run.path).path.resolve() in Path(model).absolute().resolve().parents for model in given)
+    return any(Path(model).resolve().is_relative_to(RunFolder(run.path).path.resolve()) for model in given)
 
 
 def find_baseline(run: Run, runs: Sequence[Run]) -> Run | None:

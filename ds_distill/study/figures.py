@@ -53,11 +53,14 @@ def missing_mean_text(row: dict | None, tasks: list[str]) -> str:
 def retained_share(row: dict, teacher: dict | None, tasks: list[str], constant: dict | None = None) -> str:
     """Return a model's mean as a share of its teacher's, over the tasks that both were run on.
 
-    With the row of the constant answer, the share is of what lies above its mean. The text names
-    the tasks where they are not all of `tasks`.
+    With the row of the constant answer, the share is of what lies above its mean; some tasks have none. The text
+    names the tasks where they are not all of `tasks`.
     """
     others = [teacher or {"tasks": {}}, *([constant] if constant else [])]
-    shared = [task for task in tasks if all(task in other["tasks"] for other in (row, *others))]
+    run = [task for task in tasks if task in row["tasks"] and task in others[0]["tasks"]]
+    shared = [task for task in run if task in others[-1]["tasks"]]
+    if run and not shared:
+        return NOT_MEASURED
     means = [mean_score(other, shared) for other in (row, *others)]
     if None in means:
         return missing_mean_text(row, shared)

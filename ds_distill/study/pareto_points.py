@@ -232,11 +232,10 @@ def _measure(
 ) -> list[Combination]:
     """Return a model in a backend as a list of one combination, or of none where it was not measured."""
     about = results.backends[backend]
-    reference = next(
-        name
-        for name, other in results.backends.items()
-        if other["runtime"] == about["runtime"] and (other["exact"] or name == backend)
+    exact = (
+        name for name, other in results.backends.items() if other["exact"] and other["runtime"] == about["runtime"]
     )
+    reference = next(exact, backend)
     milliseconds, rounds, speedups = {}, {}, {}
     for shape in results.shapes:
         times = results.times(key, backend, shape)

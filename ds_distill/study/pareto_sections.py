@@ -35,9 +35,11 @@ def make_pareto_sections(folder: Path, studies: Sequence[Path], pictures: Path) 
         pictures: The folder for the pictures.
 
     Raises:
-        UserError: If none of the studies has a model that was measured.
+        UserError: If nothing was measured, or no model of the studies.
     """
     results, sections = ParetoFile.read(folder), []
+    if not results.turns:
+        raise UserError(f"{folder}: nothing is measured yet; start benchmarks.inference.pareto again, which goes on")
     measured = {entry["study"] for entry in results.models}
     names = [study for study in studies if study.resolve().name in measured or None in measured]
     for study in names:

@@ -31,14 +31,15 @@ CONSTANT_TEXT = (
 
 
 def _constant_line(constant: dict, tasks: list[str]) -> dict[str, str]:
-    mean = mean_score(constant, tasks)
+    """Return the line of the constant answer, which some tasks do not have."""
+    mean, scores = mean_score(constant, tasks), constant["tasks"]
     return {
         "model": constant["model"],
         "parameters": "–",
-        "mean": missing_mean_text(constant, tasks) if mean is None else f"{mean:.1f}",
+        "mean": NOT_MEASURED if mean is None else f"{mean:.1f}",
         "kept": "–",
         "above": "–",
-    } | {task: format_score(constant["tasks"].get(task)) for task in tasks}
+    } | {task: format_score(scores[task]) if task in scores else NOT_MEASURED for task in tasks}
 
 
 def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
@@ -149,8 +150,10 @@ def retention_table(rows: list[dict], tasks: list[str]) -> Section | None:
 
     def share(row: dict, shown: list[str]) -> str:
         kept = retained_share(row, teacher, shown)
-        has_above = constant and kept not in (NOT_RUN, NOT_MEASURED)
-        return f"{kept} ({retained_share(row, teacher, shown, constant)})" if has_above else kept
+        if not constant or kept in (NOT_RUN, NOT_MEASURED):
+            return kept
+        above = retained_share(row, teacher, shown, constant)
+        return kept if above == NOT_MEASURED else f"{kept} ({above})"
 
     lines = [
         {"model": row["model"], "all": share(row, tasks)} | {task: share(row, [task]) for task in tasks}
@@ -169,17 +172,30 @@ def retention_table(rows: list[dict], tasks: list[str]) -> Section | None:
 
 def data_set_table(rows: list[dict]) -> Section | None:
     """Return the table of how large the tasks' data sets are, or None if no task was run."""
-    sizes = {task: result for row in rows for task, result in row["tasks"].items() if "examples" in result}
-    if not sizes:
+    by_task: dict[str, list[dict]] = {}
+    for row in rows:
+        for task, result in row["tasks"].items():
+            if "examples" in result:
+                by_task.setdefault(task, []).append(result)
+    if not by_task:
         return None
     lines = []
-    for task, result in sizes.items():
-        train, dev = result["examples"]["train"], result["examples"]["dev"]
-        points = f"{100 / dev:.2f}" if result["metric"] == "accuracy" else "–"
-        truncated = sum(result["truncated"].values()) if "truncated" in result else None
-        skipped = sum(count for causes in result.get("left_out", {}).values() for count in causes.values())
+    for task, results in by_task.items():
+        dev = results[0]["examples"]["dev"]
         lines.append(
-            {"task": task, "train": train, "dev": dev, "points": points, "truncated": truncated, "skipped": skipped}
+            {
+                "task": task,
+                "train": _range([result["examples"]["train"] for result in results]),
+                "dev": dev,
+                "points": f"{100 / dev:.2f}" if results[0]["metric"] == "accuracy" else "–",
+                "truncated": _range([sum(result["truncated"].values()) for result in results if "truncated" in result]),
+                "skipped": _range(
+                    [
+                        sum(count for causes in result.get("left_out", {}).values() for count in causes.values())
+                        for result in results
+                    ]
+                ),
+            }
         )
     columns = {
         "task": "task",
@@ -194,3 +210,10 @@ def data_set_table(rows: list[dict]) -> Section | None:
         lines,
         columns,
     )
+
+
+def _range(counts: list[int]) -> int | str | None:
+    """Return the count that all models have, or the least and the greatest; None without any."""
+    if len(set(counts)) < 2:
+        return counts[0] if counts else None
+    return f"{min(counts):,}–{max(counts):,}"

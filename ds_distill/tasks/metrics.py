@@ -61,6 +61,8 @@ def _averaged_f1(average: str) -> Callable[[np.ndarray, np.ndarray], float | Non
             used = np.flatnonzero((predicted != 0).any(axis=0) | (labels != 0).any(axis=0))
             if not len(used):
                 return None
+            # One column alone would be taken for two classes: an empty one beside it keeps it a label.
+            labels, predicted = (np.pad(values, ((0, 0), (0, 1))) for values in (labels, predicted))
         return float(f1_score(labels, predicted, labels=used, average=average, zero_division=0))
 
     return score
@@ -129,16 +131,15 @@ def exact_match(answer: str, references: list[str]) -> float:
 def overlap_f1(answer: str, references: list[str]) -> float:
     """Return the best F1 of the words that an answer shares with one of `references`.
 
-    Where one side has no words, it is 1 if the other has none either.
+    Without references, the empty answer is right. An answer of articles and punctuation alone shares no word.
     """
-    return max(
-        _overlap(normalize_answer(answer).split(), normalize_answer(gold).split()) for gold in references or [""]
-    )
+    words = normalize_answer(answer).split()
+    if not references:
+        return float(not words)
+    return max(_overlap(words, normalize_answer(gold).split()) for gold in references)
 
 
 def _overlap(words: list[str], gold: list[str]) -> float:
-    if not words or not gold:
-        return float(words == gold)
     shared = sum((collections.Counter(words) & collections.Counter(gold)).values())
     if not shared:
         return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,7 @@ def _is_fraction(name: str) -> bool:
 def _names(value: Any, own: OwnData, where: str) -> list[str]:
     """Return the names of the labels of one column: a list, or text in which they are separated."""
     if isinstance(value, str):
-        value = value.split(own.separator.strip() or None)
+        value = value.split(None if own.separator == " " else own.separator)  # a space: any white space
         value = [part for part in value if part.strip()]
     if value is not None and not isinstance(value, list):
         raise UserError(
@@ -266,7 +267,17 @@ def _find_labels(task: Task, train: Sequence[Row]) -> tuple[str, ...]:
             f"{own.train}: column {own.label[0]} has {len(found)} different labels, and some are numbers with decimals "
             f"({next(filter(_is_fraction, sorted(found)))}); write kind: regression in {own.source}, or list `labels`"
         )
-    return tuple(sorted(found, key=lambda name: (float(name), "") if name.isdecimal() else (math.inf, name)))
+    if task.multi_label and found <= {"0", "1"} and all(len(row.labels) == 1 for row in train):
+        raise UserError(
+            f"{own.train}: column {own.label[0]} has 0 and 1 alone; give the column of each label, "
+            f"label: [{own.label[0]}, another], or write kind: single-label in {own.source}"
+        )
+    return tuple(sorted(found, key=_place))
+
+
+def _place(name: str) -> tuple[float, str]:
+    """Return the key that labels are ordered by: whole numbers by value, and then all others as text."""
+    return (float(name), "") if re.fullmatch(r"[+-]?\d+", name) else (math.inf, name)
 
 
 def _check_all_found(task: Task, listed: Sequence[str], found: set[str]) -> None:

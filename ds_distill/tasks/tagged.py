@@ -18,6 +18,8 @@ from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # CoNLL-2003 begins a document with it
+# What CoNLL-U and its relatives write above a sentence: "# sent_id = 7", "# newdoc", "# id 7". A word may be "#", too.
+COMMENT = re.compile(r"# +(?:[\w.]+ *=|(?:newdoc|newpar|id)\b)")
 
 
 @dataclass
@@ -48,7 +50,8 @@ def read_sentences(
     """Yield the sentences of a file.
 
     In CoNLL's layout a line has a word first and its tag last, separated by white space, and an
-    empty line ends a sentence. Files with columns have a list of words and a list of tags in a row.
+    empty line ends a sentence. Comments before its first word are left out. Files with columns have a list of words
+    and a list of tags in a row.
 
     Args:
         file: The file.
@@ -76,6 +79,8 @@ def _lines(file: Path) -> Iterator[Sentence]:
                     if sentence.words:
                         yield sentence
                     sentence = Sentence(file, [], [], [])
+                    continue
+                if not sentence.words and COMMENT.match(text):
                     continue
                 if len(fields) < 2 or not fields[0] or not fields[-1].strip():
                     raise UserError(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.data.development import choose, main, read_training_set
+from ds_distill.finetune.data import load_data
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import load_examples
 from ds_distill.tasks.squad import load_questions
@@ -54,6 +55,18 @@ def test_the_two_parts_are_the_training_set(task, tmp_path, monkeypatch, capsys)
     whole, _ = read_training_set(get_task(task), str(tmp_path / task))
     parts = [json.loads(line) for file in sorted((output / task).iterdir()) for line in file.read_text().splitlines()]
     assert sorted(map(json.dumps, parts)) == sorted(map(json.dumps, whole))
+
+
+def test_both_dev_sets_of_mnli_are_the_held_out_part(tmp_path, monkeypatch):
+    (tmp_path / "mnli").mkdir()
+    rows = [{"premise": f"a {i}", "hypothesis": f"b {i}", "label": i % 3} for i in range(40)]
+    (tmp_path / "mnli" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["d", "--data", str(tmp_path), "--tasks", "mnli", "--output", str(output)])
+    assert main() == 0
+    data = load_data(get_task("mnli"), str(output / "mnli"))
+    held_out = {split: len(part) for split, part in data.dev.items()}
+    assert len(data.train) == 36 and held_out == {"validation_matched": 4, "validation_mismatched": 4}
 
 
 def test_a_share_that_leaves_nothing_is_refused(tmp_path, monkeypatch, capsys):

@@ -88,6 +88,9 @@ def test_squads_rules_by_hand():
     )  # "old" and "town" match, of three words each
     assert overlap_f1("new new york", ["new york"]) == pytest.approx(2 * (2 / 3) * 1 / (5 / 3))
     assert overlap_f1("b", ["a b", "b"]) == 1.0
+    assert overlap_f1("the", ["A"]) == overlap_f1("the", ["A", "b"]) == 0.0, (
+        "no word is shared, as in the script of 1.1"
+    )
 
 
 def test_the_threshold_of_no_answer_is_the_best():

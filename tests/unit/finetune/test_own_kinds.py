@@ -70,6 +70,10 @@ def test_scores_of_any_number_of_labels_are_those_of_their_definitions():
     found = scores(("accuracy", "f1_micro", "f1_macro"), outputs, labels)
     assert found == pytest.approx({"accuracy": 2 / 3, "f1_micro": 0.8, "f1_macro": 0.5})
     assert scores(("f1_micro",), outputs[2:], labels[2:]) == {"f1_micro": None}
+    one, never = np.array([[1.0], [0.0], [0.0], [1.0]]), -np.ones((4, 1))
+    assert scores(("f1_micro", "f1_macro"), never, one) == {"f1_micro": 0.0, "f1_macro": 0.0}
+    found = scores(("accuracy", "f1_micro", "f1_macro"), np.array([[1.0], [1.0], [-1.0], [-1.0]]), one)
+    assert found == {"accuracy": 0.5, "f1_micro": 0.5, "f1_macro": 0.5}, "of the one label, one of two each way"
 
 
 def test_soft_targets_of_labels_are_the_divergence_of_their_bernoullis():

@@ -172,6 +172,12 @@ def test_a_fine_tuning_beside_its_teacher(tmp_path):
     assert (card.label, card.value, card.error) == ("Teacher's score kept, sst2", "80.0\u00a0%", "")
     result = report([student], tmp_path / "page", [teacher])
     assert result["sections"] == ["Scores on tasks", "Recipe"]
+    for number, given in enumerate((teacher, teacher / "seed=0" / "model")):
+        taught = tuned(f"taught {number}", 0.7, 0.72, 0.74, teacher=[str(given)])
+        page = make_page({"taught": taught, "other": teacher}, [])
+        assert [card.value for card in page.cards] == ["80.0\u00a0%"], (
+            "the run that its --teacher names, or names a file of"
+        )
 
 
 def test_a_folder_without_a_finished_run_is_answered(tmp_path):

@@ -9,7 +9,7 @@ from ds_distill.study.comparisons import comparison_sections
 from ds_distill.study.figures import make_constant_row, retained_share
 from ds_distill.study.outputs import TaskOutputs, load_outputs
 from ds_distill.study.plan import Study
-from ds_distill.study.score_tables import retention_table, task_tables
+from ds_distill.study.score_tables import data_set_table, retention_table, task_tables
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.utils.errors import UserError
 
@@ -132,4 +132,22 @@ def test_the_constant_answer_stands_beside_the_scores():
     assert unfinished.rows[1]["all"] == unfinished.rows[1]["rte"] == "not run"
     constant = make_constant_row(rows)
     assert retained_share(rows[1], row("teacher", 0.5), ["sst2"], constant) == "–", "nothing lies above it"
+    for one in rows:
+        one["tasks"]["ner"] = {"metric": "f1", "metrics": {"f1": 0.6}, "seeds": [{"f1": 0.6}]}
+    assert retention_table(rows, ["sst2", "ner"]).rows == [
+        {"model": "a", "all": "93.3 % (75.0 %, of sst2)", "sst2": "88.9 % (75.0 %)", "ner": "100.0 %"}
+    ]
+    [*_, scores] = task_tables(rows, ["ner"])
+    assert scores.rows[1]["above"] == scores.rows[2]["mean"] == scores.rows[2]["ner"] == "–", "it has none, ever"
     assert make_constant_row(rows[1:]) is None and "above" not in task_tables(rows[1:], ["sst2"])[0].columns
+
+
+def test_the_sizes_of_data_sets_are_those_of_all_models():
+    def row(model, train, cut):
+        result = {"metric": "accuracy", "examples": {"train": train, "dev": 200}, "truncated": {"train": cut}}
+        return {"model": model, "tasks": {"rte": result}}
+
+    [line] = data_set_table([row("a", 2490, 7), row("b", 2490, 7)]).rows
+    assert line | {"train": 2490, "truncated": 7, "points": "0.50"} == line
+    [line] = data_set_table([row("a", 2490, 7), row("few", 500, 1), row("b", 2490, 7)]).rows
+    assert line | {"train": "500–2,490", "truncated": "1–7", "dev": 200} == line

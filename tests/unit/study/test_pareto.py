@@ -73,6 +73,9 @@ def test_times_and_sizes_stand_beside_scores(measured):
     assert student.milliseconds == {"1 × 128": 4.0} and student.speedups == {"1 × 128": 3.0} and student.megabytes == 40
     small = found["a", "ONNX Runtime", "int8"]
     assert small.speedups == {"1 × 128": 8.0}, "the median over rounds of 8 / 1, 16 / 2 and 12 / 2, against fp32"
+    turned = ParetoFile.read(folder)
+    turned.backends = dict(reversed(turned.backends.items()))
+    assert [one.speedups for one in combine(turned, folder, study).all if one.precision == "int8"][0] == small.speedups
     assert small.rounds == {"1 × 128": (1.0, 2.0)} and small.worth == student.worth and not small.certain
     assert found["b", "ONNX Runtime", "int8"].milliseconds == small.milliseconds, "it has the same shape"
     assert found["a_tuned", "ONNX Runtime", "int8"].milliseconds == small.milliseconds, "it is the student, fine-tuned"
@@ -136,6 +139,9 @@ def test_times_without_a_study_are_refused_with_its_name(measured, tmp_path):
     study, folder = measured
     with pytest.raises(UserError, match=r"pareto: holds times and sizes, but no scores; give .* \(study\)"):
         report.write_report([folder], tmp_path / "out")
+    write_times(folder, {"teacher": "teacher"}, {})
+    with pytest.raises(UserError, match=r"pareto: nothing is measured yet; start benchmarks.inference.pareto again"):
+        report.write_report([study, folder], tmp_path / "out")
     (folder / FILE).write_text("{")
     with pytest.raises(UserError, match="damaged"):
         report.write_report([study, folder], tmp_path / "out")

@@ -65,6 +65,8 @@ def test_pairs_with_numbers(tmp_path):
         ("label: tags", [{"tags": ["x", "y"]}, {"tags": []}, {"tags": ["y"]}]),
         ("label: tags", [{"tags": "y, x"}, {"tags": ""}, {"tags": "y"}]),
         ("label: tags\nseparator: ' '", [{"tags": "y x"}, {"tags": " "}, {"tags": "y"}]),
+        ("label: tags\nseparator: ' - '", [{"tags": "x - y"}, {"tags": ""}, {"tags": " y "}]),
+        ('label: tags\nseparator: "\\t"', [{"tags": "x\ty"}, {"tags": "\t"}, {"tags": "y\t"}]),
         ("label: [x, y]", [{"x": 1, "y": True}, {"x": "0", "y": 0.0}, {"x": "false", "y": "1"}]),
     ],
 )
@@ -72,6 +74,25 @@ def test_any_number_of_labels_in_one_column_or_in_columns_of_their_own(tmp_path,
     rows = jsonl(*(row | {"text": "t"} for row in rows))
     task, train, _ = load(tmp_path, f"kind: multi-label\ntext: text\n{keys}\n", train_jsonl=rows, dev_jsonl=rows)
     assert task.labels == ("x", "y") and train.labels == [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "separator, cell, labels",
+    [("\\t", "not ok\tfine", ["fine", "not ok"]), (" - ", "e-mail - spam", ["e-mail", "spam"])],
+)
+def test_labels_are_separated_by_what_the_task_says_alone(tmp_path, separator, cell, labels):
+    rows = jsonl({"text": "t", "tags": cell}, {"text": "u", "tags": labels[0]})
+    keys = f'kind: multi-label\ntext: text\nlabel: tags\nseparator: "{separator}"\n'
+    task, train, _ = load(tmp_path, keys, train_jsonl=rows, dev_jsonl=rows)
+    assert task.labels == tuple(labels) and train.labels == [[1.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("values", [(1, -1), ("+1", "-1"), (10, 2, -3)])
+def test_labels_that_are_numbers_have_the_numbers_order(tmp_path, values):
+    """F1 is of the second of two labels."""
+    rows = jsonl(*({"text": str(value), "label": value} for value in values))
+    task, _, _ = load(tmp_path, "text: text\nlabel: label\n", train_jsonl=rows, dev_jsonl=rows)
+    assert [float(name) for name in task.labels] == sorted(map(float, values))
 
 
 def test_a_held_out_share_depends_on_the_texts_alone(tmp_path):
@@ -97,6 +118,15 @@ def test_sentences_in_conlls_layout_and_in_rows_of_lists(tmp_path):
     rows = jsonl({"words": ["Ada", "wrote"], "ner": [3, 0]}, {"words": ["Rome"], "ner": [1]})
     task, train, _ = load(tmp_path, keys + "text: words\nlabel: ner\nlabels: [place, person]\n", train_jsonl=rows)
     assert task.labels[1] == "B-place" and train.labels == [[3, 0], [1]]
+
+
+def test_comments_of_conlls_layout_are_no_words(tmp_path):
+    comments = "# newdoc\n# sent_id = 7\n# text = the cat\n"
+    words = "the DET\n# SYM\n# = SYM\ncat NOUN\n"
+    lines = f"{comments}{words}\n# id 9f\tdomain=en\n# NOUN\n\n#id NOUN\n"
+    keys = "kind: token-classification\nmetric: accuracy\n"
+    task, train, _ = load(tmp_path, keys, train_conll=lines, dev_conll=lines)
+    assert train.texts == [[["the", "#", "#", "cat"], ["#"], ["#id"]]] and task.labels == ("DET", "NOUN", "SYM")
 
 
 def test_tags_of_any_kind_are_scored_by_accuracy(tmp_path):
@@ -206,6 +236,11 @@ WORDS = "kind: token-classification\n"
             "kind: multi-label\ntext: text\nlabel: [id, category]\n",
             FINE | {"train_csv": "text,id,category\na,0,pin\n"},
             "train.csv, line 2: 'pin' in column category: must be 1 if the example has this label, else 0",
+        ),
+        (
+            "kind: multi-label\ntext: text\nlabel: [toxic]\n",
+            {"train_csv": "text,toxic\na,0\nb,1\n", "dev_csv": "text,toxic\na,0\n"},
+            "train.csv: column toxic has 0 and 1 alone; give the column of each label, label: [toxic, another], or",
         ),
         (
             COLUMNS.replace("category", "[text, category]"),
