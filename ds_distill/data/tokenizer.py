@@ -131,6 +131,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     # This is what transformers 5 makes of a model's folder without a tokenizer's files.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"{name}: the folder contains no tokenizer; give one that contains tokenizer.json or vocab.txt")
+    _name_ends(tokenizer)
     for kind in ("mask", "pad", "cls", "sep"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
             raise UserError(
@@ -138,6 +139,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 "BERT-like encoder"
             )
     return cast(PreTrainedTokenizerFast, tokenizer)  # Others have no backend_tokenizer.
+
+
+def _name_ends(tokenizer) -> None:
+    """Have a tokenizer that puts texts between its BOS and EOS, and names no [CLS] and [SEP], call them so, too."""
+    if tokenizer.cls_token is None and tokenizer.sep_token is None:
+        ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+        if len(ids) > 2 and None not in (ends := [tokenizer.bos_token_id, tokenizer.eos_token_id]):
+            if [ids[0], ids[-1]] == ends:
+                tokenizer.cls_token, tokenizer.sep_token = tokenizer.bos_token, tokenizer.eos_token
 
 
 def _only_sentencepiece(folder: Path) -> Path | None:

@@ -240,8 +240,8 @@ def read_config(folder: Path, given: str) -> dict:
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, so this is a causal model; give a bidirectional encoder")
     # transformers 5 dropped relative positions and would load such a checkpoint as if they were
-    # absolute
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    # absolute. A family with rotary positions never had others: Ettin's and mmBERT's configs say "sans_pos".
+    if config.get("position_embedding_type", "absolute") != "absolute" and not FAMILIES[model_type].rotary:
         kind = config["position_embedding_type"]
         raise UserError(f"{given}: position_embedding_type is {kind!r}; give a model with absolute positions")
     return config

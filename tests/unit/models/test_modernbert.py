@@ -119,7 +119,8 @@ def test_layers_keep_their_kinds():
     assert config.layer_types == types and config.num_hidden_layers == 7
 
 
-def test_a_folder_of_an_earlier_transformers_is_read(tmp_path):
+@pytest.mark.parametrize("position_type", ["absolute", "sans_pos"])  # the second in Ettin's and mmBERT's configs
+def test_a_folder_of_an_earlier_transformers_is_read(tmp_path, position_type):
     """Its config names neither the layers' kinds nor the rotary parameters; those of the student that is saved do."""
     model = tiny_modernbert(5, layer_types=[GLOBAL, LOCAL] * 2 + [GLOBAL])
     for parameters in model.config.rope_parameters.values():
@@ -129,7 +130,7 @@ def test_a_folder_of_an_earlier_transformers_is_read(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["layer_types"], config["rope_parameters"]
     config |= {"global_attn_every_n_layers": 2, "global_rope_theta": 160.0, "local_rope_theta": 160.0}
-    config |= {"position_embedding_type": "absolute", "reference_compile": False, "repad_logits_with_grad": False}
+    config |= {"position_embedding_type": position_type, "reference_compile": False, "repad_logits_with_grad": False}
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_masked_lm(str(tmp_path))
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
