@@ -201,3 +201,13 @@ def check_writable(output: str | Path) -> None:
             f"--output {output}: no write permission in {existing}; choose another --output, or make the folder "
             "writable"
         )
+
+
+def check_no_run(output: str | Path) -> None:
+    """Raise UserError where an output folder cannot be written, or is a run's, whose summary.json would be replaced."""
+    check_writable(output)
+    if any((Path(output) / name).is_file() for name in ("run.json", "study.json")):
+        raise UserError(
+            f"--output {output}: the folder of a run or study, whose summary.json would be replaced; choose another "
+            "--output"
+        )

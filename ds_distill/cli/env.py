@@ -28,7 +28,7 @@ def check(options) -> None:
 
 def check_paths(options) -> None:
     if options.output:
-        arguments.check_writable(options.output)
+        arguments.check_no_run(options.output)
 
 
 def run(options) -> dict:

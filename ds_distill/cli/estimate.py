@@ -117,7 +117,7 @@ def check_paths(options) -> None:
         TokenDataset.open(folder, "train")
     _find_models(options)
     if options.output:
-        arguments.check_writable(options.output)
+        arguments.check_no_run(options.output)
 
 
 def _prepared_folder(options) -> str | None:

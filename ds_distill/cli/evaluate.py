@@ -73,7 +73,7 @@ def check_paths(options) -> None:
         check_inputs(options.corpus)
     for model in options.model:
         find_model_folder(model, "--model").check_files()
-    arguments.check_writable(options.output or EVALUATION)
+    arguments.check_no_run(options.output or EVALUATION)
 
 
 def run(options) -> dict:

@@ -147,7 +147,7 @@ def check_paths(options) -> None:
         raise UserError(f"--data {options.data}: {problem} labeled examples, as for finetune")
     if options.run and not (expand_user(options.run) / "model" / "config.json").is_file():
         raise UserError(f"--run {options.run}: {NO_RUN}")
-    arguments.check_writable(options.output)
+    arguments.check_no_run(options.output)
 
 
 def run(options) -> dict:

@@ -47,7 +47,7 @@ def check_paths(options) -> None:
     if options.squad:
         for split in SPLITS:
             split_files(expand_user(options.squad), split, "--squad")
-    arguments.check_writable(options.output)
+    arguments.check_no_run(options.output)
 
 
 def run(options) -> dict:

@@ -119,7 +119,7 @@ def check(options) -> None:
 def check_paths(options) -> None:
     if options.convert and not (Path(options.convert) / "manifest.json").is_file():
         open_manifest(options.convert)  # which says that there is nothing to convert
-    arguments.check_writable(options.output)
+    arguments.check_no_run(options.output)
     if options.convert:
         if options.corpus:
             raise UserError("--convert and --corpus: give one of them; --convert needs no text")

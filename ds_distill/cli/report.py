@@ -57,7 +57,7 @@ def check_paths(options) -> None:
     for folder in options.teacher:
         if not is_run(Path(folder)):
             raise UserError(f"--teacher {folder}: no finished run; give the --output folder of pretrain or finetune")
-    arguments.check_writable(options.output)
+    arguments.check_no_run(options.output)
 
 
 def run(options) -> dict:

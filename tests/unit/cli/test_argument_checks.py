@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ds_distill.cli import arguments
+from ds_distill.cli import arguments, main
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT
@@ -106,3 +106,32 @@ def test_an_output_that_is_a_url_makes_no_folder_of_that_name(url):
     with pytest.raises(UserError, match=f"--output {url}: a URL; give a folder of this machine"):
         arguments.check_writable(url)
     arguments.check_writable("s3:tokens")
+
+
+# what a command needs besides --output, and what does more than write its summary there
+NO_RUNS = {
+    "env": [],
+    "estimate": ["--teacher", "bert-base-uncased"],
+    "evaluate": ["--model", "model", "--corpus", "text.txt"],
+    "export": ["--model", "model", "--format", "onnx"],
+    "make-qnli": [],
+    "prepare": ["--tokenizer", "model", "--corpus", "text.txt"],
+    "report": ["other"],
+}
+BINDING = {"augment", "demo", "distill", "finetune", "multitask", "pretrain", "prune", "run", "study", "trim"}
+
+
+def test_no_command_replaces_the_summary_of_a_run(world, monkeypatch, capsys):
+    """A run's summary names its model; commands that bind their folder find the run in it by themselves."""
+    assert NO_RUNS.keys() | BINDING == COMMANDS.keys()
+    monkeypatch.chdir(world)
+    for marker in ("run.json", "study.json"):
+        folder = world / f"of {marker}"
+        folder.mkdir()
+        (folder / marker).write_text("{}")
+        (folder / "summary.json").write_text('{"export": "export"}')
+        for command, words in NO_RUNS.items():
+            assert main([command, *words, "--output", str(folder)]) == 2
+            told = capsys.readouterr().err
+            assert "the folder of a run or study, whose summary.json would be replaced" in told, (command, told)
+        assert (folder / "summary.json").read_text() == '{"export": "export"}'
