@@ -7,11 +7,10 @@ import torch
 
 from ds_distill.builds.deepspeed_extensions import is_built
 from ds_distill.builds.fused_adam import apex_unavailable_reason, build_unavailable_reason
-from ds_distill.data.pool import cores
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.varlen_attention import varlen_unavailable_reason
 from ds_distill.training.compile import compile_unavailable_reason, triton_unavailable_reason
-from ds_distill.utils.machine import package_versions
+from ds_distill.utils.machine import cores, package_versions
 from ds_distill.utils.memory import memory_limit
 
 PACKAGES = (

@@ -16,6 +16,7 @@ from ds_distill.distributed.launch_environment import RANK_VARIABLES
 from ds_distill.distributed.nodes import Node, find_node, idle_nodes, pop_options
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.machine import cores
 
 
 def main(script: str) -> None:
@@ -64,10 +65,9 @@ def _silence_libraries() -> None:
 
 def _share_cores() -> None:
     """Share the machine's cores among its ranks; without this each would start a thread for every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("LOCAL_SIZE", "")
     ranks = int(given) if schedulers.is_whole_number(given) else schedulers.processes_per_host()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (ranks or 1))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (ranks or 1))))
 
 
 def _start_launcher(script: str, ranks: str, argv: list[str], node: Node | None) -> None:

@@ -1,14 +1,17 @@
 """The work of `prune`, from texts to a summary: one cut, or several with a distillation after each."""
 
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ds_distill.config.pruning import Pruning, check_cuts
 from ds_distill.data.run_data import open_heldout, prepare_run_tokens, with_prepared_settings
+from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
+from ds_distill.exporters.huggingface import copy_export
 from ds_distill.jobs.prune import check_cut, prune
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -17,9 +20,10 @@ from ds_distill.pipeline import prepare_and_distill
 from ds_distill.preflight import checks as preflight
 from ds_distill.preflight.models import check_reads_tokens
 from ds_distill.recipe import Recipe
-from ds_distill.run_folder import RunFolder
+from ds_distill.run_folder import RunFolder, longer_by, run_in
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
+from ds_distill.utils.machine import cores
 
 LATENCY_TABLE = "latency.json"  # in the output folder
 
@@ -73,6 +77,8 @@ def prepare_and_prune(
         # what is cut of the model has its depth, its width and its family
         whole = replace(recipe, student=replace(recipe.student, from_=model))
         preflight.check_teachers([teacher], whole, Path(tokens) if tokens else None)
+    if distilled:
+        run_on_rank0(partial(_check_length, output, recipe, len(prunings)))
     data = Path(tokens or RunFolder(output).tokens)
     if not tokens:
         prepare_run_tokens(corpus, str(teacher.path), recipe, data, bound=output)
@@ -103,7 +109,7 @@ def prepare_and_prune(
             run_on_rank0(partial(write_summary, summary, place.with_name("distilled")))
     if not distilled:
         return cuts[0]
-    run_on_rank0(lambda: _copy_model(Path(summary["export"]), RunFolder(output).export))
+    run_on_rank0(lambda: copy_export(Path(summary["export"]), RunFolder(output).export))
     return summary | {"export": str(RunFolder(output).export), "output": str(output), "cuts": cuts}
 
 
@@ -113,13 +119,22 @@ def _has_head(folder: ModelFolder) -> bool:
 
 
 def _prune(into: list[dict], *args: Any, **options: Any) -> None:
-    into.append(prune(*args, **options))
+    threads = torch.get_num_threads()
+    if world_size() > 1:  # the launcher has shared the cores among ranks of which all but this one wait now
+        torch.set_num_threads(cores())
+    try:
+        into.append(prune(*args, **options))
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    """Copy a folder, so that the copy is complete or absent."""
-    partial_copy = target.with_name(f".{target.name}.partial")
-    for folder in (partial_copy, target):
-        shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, partial_copy)
-    partial_copy.rename(target)
+def _check_length(output: Path, recipe: Recipe, cuts: int) -> None:
+    """Raise UserError where a cut was made of the model of a shorter run than the one before it would be now."""
+    for number in range(1, cuts):
+        before = run_in(output / f"cut-{number}" / "distilled", "choose another --output") or {}
+        for key, value in longer_by(before, recipe.identity()).items():
+            if RunFolder(output / f"cut-{number + 1}" / "pruned").identity.is_file():
+                raise UserError(
+                    f"{output}: {key} was {before[key]}, is {value}: cut {number + 1} was made of the model of the "
+                    "shorter run; choose another --output"
+                )

@@ -175,7 +175,7 @@ def _bind(
     if before is None:
         write_json(RunFolder(output).identity, identity)
         return
-    grown = _grown(before, identity) if can_grow else {}
+    grown = longer_by(before, identity) if can_grow else {}
     _check_same(output, before | grown, identity, resume, remedy)
     for key, value in grown.items():
         log(f"{output}: {key} was {before[key]}, is {value}: the run continues at the learning rates of the longer one")
@@ -190,7 +190,7 @@ def check_run_identity(output: Path, identity: dict, resume: str) -> None:
     """
     before = run_in(output, "choose another --output")
     if before is not None:
-        known = {key: before.get(key) for key in identity} | _grown(before, identity)
+        known = {key: before.get(key) for key in identity} | longer_by(before, identity)
         _check_same(output, known, identity, resume, "choose another --output")
 
 
@@ -212,8 +212,8 @@ def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy:
         raise UserError(f"{output} holds this run already; training.resume = auto resumes it")
 
 
-def _grown(before: dict, now: dict) -> dict:
-    """Return the settings of a run's length that have grown, with their new values."""
+def longer_by(before: dict, now: dict) -> dict:
+    """Return the settings of a run's length that have grown from one identity to another, with their new values."""
     return {key: now[key] for key in LENGTH_KEYS if before.get(key) and now.get(key) and now[key] > before[key]}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ds_distill import __version__
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.files import write_json
-from ds_distill.utils.machine import package_versions, processor_name
+from ds_distill.utils.machine import cores, package_versions, processor_name
 from ds_distill.utils.memory import memory_limit
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers")
@@ -44,10 +44,9 @@ def describe_command(argv: list[str]) -> str:
 
 
 def _describe_hardware() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hardware: dict[str, Any] = {
         "cpu": processor_name(),
-        "cpu_cores": cores,
+        "cpu_cores": cores(),
         "memory_gib": round(memory_limit() / 2**30, 1),
         "ranks": int(os.environ.get("WORLD_SIZE") or 1),
     }

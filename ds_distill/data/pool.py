@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -17,6 +16,7 @@ from ds_distill.data.worker import EncodingSpec
 from ds_distill.data.worker_process import make_worker, start_worker, work
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.machine import cores
 
 
 def work_on_pieces(
@@ -74,11 +74,6 @@ def work_on_pieces(
         # write.
         for process in running:
             process.terminate()
-
-
-def cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

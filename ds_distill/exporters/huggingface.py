@@ -71,11 +71,34 @@ def export(
         difference = (reloaded(ids)[0] - model(ids)[0]).abs().max().item()  # logits, or the last hidden states
     if difference != 0.0:
         raise RuntimeError(f"export: the reloaded folder's outputs differ by {difference}")
+    _publish(partial, output)
+    return output
+
+
+def copy_export(source: Path, output: Path) -> None:
+    """Copy a folder that `export` has written, with what was made of its model; `output` is replaced as by `export`.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    output = Path(os.path.abspath(output))
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial, copy_function=shutil.copyfile)
+    except shutil.Error as error:  # a list of (from, to, why) of all files that could not be copied
+        _, file, why = error.args[0][0]
+        raise UserError(f"{file}: cannot be written ({why}); free some space, and repeat the command") from error
+    _publish(partial, output)
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """Put a complete folder in the place of `output`, which stays, with all that was made of it, if it is the same."""
     if output.exists():
         files = [file for file in partial.rglob("*") if file.is_file() and file != partial / "README.md"]
         if all(_is_same_file(file, output / file.relative_to(partial)) for file in files):
             shutil.rmtree(partial)
-            return output
+            return
         if removed := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
             log(f"{output}: replaced an earlier model; removed with it: {', '.join(removed)}")
     previous = output.with_name(f".{output.name}.before")
@@ -84,7 +107,6 @@ def export(
         os.replace(output, previous)
     os.replace(partial, output)
     shutil.rmtree(previous, ignore_errors=True)
-    return output
 
 
 def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ def describe_device(device: torch.device, ranks: int) -> str:
     """Return a job's devices, such as "2 × NVIDIA H100 80GB HBM3" or "CPU with 8 cores, 2 ranks"."""
     import torch
 
-    from ds_distill.data.pool import cores
+    from ds_distill.utils.machine import cores
 
     if device.type == "cuda":
         return f"{ranks} × {torch.cuda.get_device_name(device)}"

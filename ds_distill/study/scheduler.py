@@ -274,7 +274,7 @@ def _make_environment(slot: int, parallel: int) -> dict[str, str]:
     """Return the environment that gives a job its share of the cores, and a GPU where there are any."""
     import torch
 
-    from ds_distill.data.pool import cores
+    from ds_distill.utils.machine import cores
 
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [
         str(device) for device in range(torch.cuda.device_count())

@@ -1,6 +1,7 @@
-"""What a process runs on: the processor's name and the releases of packages."""
+"""What a process runs on: the processor, its cores, and the releases of packages."""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,3 +26,8 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

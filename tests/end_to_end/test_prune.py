@@ -62,7 +62,13 @@ def test_two_cuts_with_training_between_them(options, output, tmp_path):
     assert summary["heldout_mask_loss"] < second["loss_saliency"], "distilling repairs what the cut has cost"
     assert "set_submodule" in (output / "export" / "README.md").read_text()
 
+    made_of_it = output / "export" / "onnx" / "model.onnx"
+    made_of_it.parent.mkdir()
+    made_of_it.touch()
+    longer = ds_distill(*options, "--output", output, "--training.max_tokens", 5120)
+    assert longer.returncode == 2 and "is 5120: cut 2 was made of the model of the shorter run" in longer.stderr
     done = ds_distill(*options, "--output", output)
+    assert made_of_it.is_file(), "of the same model"
     assert done.returncode == 0 and done.stderr.count("finished before") == 4, done.stderr[-3000:]
     again = json.loads((output / "summary.json").read_text())
     assert again["cuts"] == summary["cuts"] and again["heldout_mask_loss"] == summary["heldout_mask_loss"]
