@@ -236,9 +236,9 @@ def load(engine: Engine, path: Path) -> dict:
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to resume from the one before")
     # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's
-    # hyperparameters onto all.
+    # hyperparameters onto all. The rates are not the saved ones where the run has become longer.
     for group, hyperparameters, rate in zip(
-        engine.deepspeed.optimizer.param_groups, kept, engine.deepspeed.lr_scheduler.get_last_lr(), strict=True
+        engine.deepspeed.optimizer.param_groups, kept, engine.follow_schedule(), strict=True
     ):
         group.update(hyperparameters, lr=rate)
     return state

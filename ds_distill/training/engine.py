@@ -132,6 +132,13 @@ class Engine:
         """The learning rate of the next step, of the first group of parameters."""
         return self.deepspeed.get_lr()[0]
 
+    def follow_schedule(self) -> list[float]:
+        """Return the rates of the next step by this run's schedule, of each group, after a checkpoint was loaded."""
+        schedule = self.deepspeed.lr_scheduler
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        schedule._last_lr = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+        return schedule.get_last_lr()
+
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss that is already divided by the global batch's counts."""
         # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output, unless

@@ -3,7 +3,8 @@
 Rank 0 prints a JSON line {name: losses}. The arguments are a folder, then "train STAGE DTYPE" or
 "load STAGE DTYPE NAME" for each case, where NAME is that of a case that trained
 (stage-dtype-ranks). "relay" instead of "load" saves again after one more step. With "refuse", the
-checkpoint must be refused. "train/torch" uses torch's optimizer, and so do the other words with
+checkpoint must be refused. With "longer", the rates are printed at which a run of twice the steps
+goes on. "train/torch" uses torch's optimizer, and so do the other words with
 "/torch". Where the ranks cannot have equal shares of the batch, the smaller ones are filled up.
 """
 
@@ -26,6 +27,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.engine import Engine
+from ds_distill.training.schedule import linear_schedule
 from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.errors import UserError
 from tests.distributed.step_worker import GLOBAL, batches, random_encoder
@@ -86,7 +88,7 @@ def main() -> None:
             Objective(student, Losses(), world),
             recipe,
             accumulation=shares.accumulation,
-            total_steps=STEPS,
+            total_steps=2 * STEPS if kind == "longer" else STEPS,
             device=torch.device("cpu"),
             dtype=getattr(torch, dtype),
         )
@@ -101,6 +103,13 @@ def main() -> None:
         if name:
             first = checkpoint.resume(engine, folder / name[0])["step"]
             key = f"{name[0]} → {key}"
+        if kind == "longer":
+            factor = linear_schedule(round(recipe.warmup_ratio * 2 * STEPS), 2 * STEPS)(first)
+            groups = engine.deepspeed.optimizer.param_groups
+            told = {"next": engine.learning_rate, "factors": [group["lr"] / group["initial_lr"] for group in groups]}
+            print(json.dumps({"case": key, "factor": factor, "groups": len(groups), **told}))
+            engine.destroy()
+            continue
         save_at = first + 1 if kind == "relay" else None if name else BEFORE
         losses, digests = [], []
         for step, (ids, labels, mask) in list(enumerate(batches()))[first:]:

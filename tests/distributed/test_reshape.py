@@ -76,6 +76,17 @@ def test_four_three_and_two_ranks_train_alike(tmp_path, record_property, stages)
     record_property("changes of the number of ranks", 2 * len(stages))
 
 
+def test_a_longer_run_goes_on_at_the_rates_of_its_own_schedule(tmp_path):
+    stages = (0, 2, 3)
+    cases = [f"train {stage} float32" for stage in stages] + [f"longer {s} float32 {s}-float32-1" for s in stages]
+    rows = run_cases(1, tmp_path, [*cases, "longer 3 float32 2-float32-1"])
+    longer = {key: row for key, row in rows.items() if "→" in key}
+    assert len(longer) == 4
+    for row in longer.values():
+        assert row["factors"] == pytest.approx([row["factor"]] * row["groups"], rel=1e-12) and row["groups"] > 2
+        assert row["next"] > 0
+
+
 @pytest.mark.parametrize(
     ("stage", "dtype", "before", "now"),
     [
