@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from ds_distill.distributed import launch_environment
 from ds_distill.recipe import Recipe
 
 PathLike = str | Path
+Paths = PathLike | Sequence[PathLike]  # one or several
 EVALUATION = "runs/evaluate"  # where `evaluate` keeps tokens unless it is told otherwise
 
 
@@ -97,11 +99,11 @@ class Evaluation:
 def distill(
     recipe: Recipe | None = None,
     *,
-    teacher: PathLike | Sequence[PathLike],
+    teacher: Paths,
     output: PathLike,
-    corpus: Sequence[PathLike] = (),
+    corpus: Paths = (),
     tokens: PathLike | None = None,
-    heldout: Sequence[PathLike] = (),
+    heldout: Paths = (),
     choose_losses: bool = False,
 ) -> RunSummary:
     """Train a student of a teacher, or of several, evaluate it and export it. Collective under a launcher.
@@ -124,15 +126,15 @@ def distill(
     """
     from ds_distill import pipeline
 
-    with _one_job("distill"):
+    with _one_job("distill", recipe):
         return _summary(
             pipeline.prepare_and_distill(
                 _checked(recipe or Recipe()),
-                [str(name) for name in ([teacher] if isinstance(teacher, str | Path) else teacher)],
+                _listed(teacher),
                 Path(output),
-                corpus=[str(text) for text in corpus],
+                corpus=_listed(corpus),
                 tokens=None if tokens is None else str(tokens),
-                heldout=[str(text) for text in heldout],
+                heldout=_listed(heldout),
                 choose=choose_losses or recipe is None,
             ),
             Path(output),
@@ -145,9 +147,9 @@ def pretrain(
     model: dict[str, int] | PathLike,
     output: PathLike,
     tokenizer: PathLike | None = None,
-    corpus: Sequence[PathLike] = (),
+    corpus: Paths = (),
     tokens: PathLike | None = None,
-    heldout: Sequence[PathLike] = (),
+    heldout: Paths = (),
 ) -> RunSummary:
     """Train an encoder with masked-LM alone, evaluate it and export it. Collective under a launcher.
 
@@ -169,33 +171,33 @@ def pretrain(
 
     if tokenizer is None and isinstance(model, dict):
         raise UserError("tokenizer is missing; a new model needs one, so give the tokenizer's folder")
-    with _one_job("pretrain"):
+    with _one_job("pretrain", recipe):
         return _summary(
             pipeline.prepare_and_pretrain(
                 _checked(recipe),
                 model if isinstance(model, dict) else str(model),
                 str(tokenizer or model),
                 Path(output),
-                corpus=[str(text) for text in corpus],
+                corpus=_listed(corpus),
                 tokens=None if tokens is None else str(tokens),
-                heldout=[str(text) for text in heldout],
+                heldout=_listed(heldout),
             ),
             Path(output),
         )
 
 
 def evaluate(
-    models: Sequence[PathLike],
+    models: Paths,
     *,
     recipe: Recipe | None = None,
-    corpus: Sequence[PathLike] = (),
+    corpus: Paths = (),
     tokens: PathLike | None = None,
     output: PathLike | None = None,
     untrained: bool = False,
 ) -> list[Evaluation]:
     """Measure masked-LM loss and accuracy of Hugging Face folders on held-out text; return them, best first.
 
-    The best has the lowest loss at the positions that show [MASK].
+    Collective under a launcher. The best has the lowest loss at the positions that show [MASK].
 
     Args:
         models: Folders, or names on the Hugging Face Hub, which share one tokenizer.
@@ -211,13 +213,13 @@ def evaluate(
     """
     from ds_distill import pipeline
 
-    with _one_job("evaluate"):
+    with _one_job("evaluate", recipe):
         rows = pipeline.prepare_and_evaluate(
             _checked(recipe or Recipe()),
-            [str(model) for model in models],
+            _listed(models),
             Path(output) if output else None,
             Path(output or EVALUATION) / "tokens",
-            corpus=[str(text) for text in corpus],
+            corpus=_listed(corpus),
             tokens=None if tokens is None else str(tokens),
             untrained=untrained,
         )
@@ -230,13 +232,15 @@ def export(
     *,
     formats: Sequence[str],
     output: PathLike | None = None,
-    text: Sequence[PathLike] = (),
+    text: Paths = (),
     sequences: int | None = None,
     data: PathLike | None = None,
     encoder: bool = False,
-    calibrate: Sequence[PathLike] = (),
+    calibrate: Paths = (),
 ) -> dict[str, Any]:
     """Write formats for deployment of a Hugging Face folder, each compared with PyTorch before it takes its place.
+
+    Under a launcher the first rank does it, and the others return at once.
 
     Args:
         model: Folder of a masked-LM or fine-tuned model.
@@ -250,23 +254,26 @@ def export(
 
     Returns:
         What summary.json of the command `export` has: under "formats" the files, sizes and differences of each format.
+        Nothing on ranks other than the first.
 
     Raises:
         UserError: An unknown format, a folder without a model, or a format that differs from PyTorch.
     """
     from ds_distill.exporters.formats import export_formats, resolve_formats
 
-    resolve_formats(list(formats), list(map(str, calibrate)))
-    with _one_job("export"):
+    resolve_formats(list(formats), _listed(calibrate))
+    with _one_job("export") as has_work:
+        if not has_work:
+            return {}
         return export_formats(
             str(model),
             list(formats),
             Path(output or model),
-            text=[str(file) for file in text],
+            text=_listed(text),
             sequences=sequences,
             data=None if data is None else str(data),
             encoder=encoder,
-            calibrate=[str(file) for file in calibrate],
+            calibrate=_listed(calibrate),
         )
 
 
@@ -276,7 +283,7 @@ def prune(
     *,
     output: PathLike,
     recipe: Recipe | None = None,
-    corpus: Sequence[PathLike] = (),
+    corpus: Paths = (),
     tokens: PathLike | None = None,
     latency_table: PathLike | None = None,
     compare: bool = False,
@@ -305,19 +312,23 @@ def prune(
     """
     from ds_distill.prune_pipeline import prepare_and_prune
 
-    with _one_job("prune"):
+    with _one_job("prune", recipe):
         return prepare_and_prune(
             _checked(recipe or Recipe()),
             str(model),
             Path(output),
             list(cuts),
-            corpus=[str(text) for text in corpus],
+            corpus=_listed(corpus),
             tokens=None if tokens is None else str(tokens),
             latency_table=None if latency_table is None else str(latency_table),
             compare=compare,
             distilled=distill,
             choose=choose_losses,
         )
+
+
+def _listed(paths: Paths) -> list[str]:
+    return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
 def _checked(recipe: Recipe) -> Recipe:
@@ -338,15 +349,20 @@ def _summary(details: dict[str, Any], output: Path) -> RunSummary:
 
 
 @contextlib.contextmanager
-def _one_job(command: str) -> Iterator[None]:
-    """Settle which rank this process is; where it is the only one, leave a launcher's variables as they were."""
+def _one_job(command: str, recipe: Recipe | None = None) -> Iterator[bool]:
+    """Settle which rank this process is and what it computes on; yield whether it has work to do.
+
+    Where it is the only one, a launcher's variables are left as they were.
+    """
     from transformers.utils import logging
 
+    if recipe and recipe.training.device == "cpu":
+        launch_environment.hide_gpus()
     environment, bars = dict(os.environ), logging.is_progress_bar_enabled()
-    launch_environment.normalize_environment(command)
+    has_work = launch_environment.normalize_environment(command)
     logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
-        yield
+        yield has_work and (command in launch_environment.MULTI_RANK_COMMANDS or not _is_later_rank())
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -356,3 +372,12 @@ def _one_job(command: str) -> Iterator[None]:
             os.environ.update(
                 {name: value for name, value in environment.items() if name in launch_environment.RANK_VARIABLES}
             )
+
+
+def _is_later_rank() -> bool:
+    """Return whether this process has joined a job as another rank than the first."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed
+
+    return torch.distributed.is_initialized() and torch.distributed.get_rank() > 0

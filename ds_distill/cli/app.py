@@ -60,11 +60,6 @@ ds-distill --help describes each command, ds-distill COMMAND --help its options.
 """
 
 
-def force_cpu() -> None:
-    """Apply training.device = cpu. torch and DeepSpeed choose their device on import, so this must come before."""
-    os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
-
-
 def silence_libraries(debug: bool) -> None:
     """Silence the libraries, so that only this program's own lines are shown, unless asked otherwise."""
     if debug:
@@ -133,8 +128,8 @@ def _run(name: str, options, debug: bool) -> dict:
     command = COMMANDS[name]
     if options.offline:
         os.environ[OFFLINE] = "1"  # before huggingface_hub is imported, which reads it then; jobs of a study inherit it
-    if options.get("training") and options.training.device == "cpu":
-        force_cpu()
+    if options.get("training") and options.training.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
+        launch_environment.hide_gpus()
     command.check(options)
     push.check(options)
     # With several ranks, the others would wait for one that fails before it joins them. Also, some

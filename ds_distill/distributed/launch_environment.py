@@ -11,7 +11,7 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import RankError, UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
-MULTI_RANK_COMMANDS = ("run", "demo", "pretrain", "distill", "prune")
+MULTI_RANK_COMMANDS = ("run", "demo", "pretrain", "distill", "prune", "evaluate")
 # These are the variables of a rank. The last one is among them because torchrun keeps the store in
 # which ranks meet, and a process that makes a group of its own must not look for its store there.
 RANK_VARIABLES = (
@@ -51,6 +51,11 @@ REMEDY = (
 def world_size() -> int:
     """Return the number of ranks of the job, once `normalize_environment` has checked the environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def hide_gpus() -> None:
+    """Have this process compute on the CPU. torch and DeepSpeed look for GPUs once, so this must come before."""
+    os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
 
 
 def gpu_index(local_rank: int, gpu_count: int) -> int:

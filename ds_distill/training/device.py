@@ -12,9 +12,14 @@ from ds_distill.utils.errors import UserError
 
 
 def local_device(wanted: str = "auto") -> torch.device:
-    """Return this rank's device; raise UserError where a GPU is asked for and there is none."""
+    """Return this rank's device; raise UserError where it cannot be the one that is asked for."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device = cuda: torch finds no GPU (see ds-distill env); use auto or cpu")
+    if wanted == "cpu" and torch.cuda.is_available():
+        raise UserError(
+            "training.device = cpu: this process has used torch on a GPU before; start Python anew, or set "
+            "CUDA_VISIBLE_DEVICES to nothing before it starts"
+        )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", gpu_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))

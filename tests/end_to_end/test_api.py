@@ -13,7 +13,7 @@ from ds_distill import api
 from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 from tests import patience
-from tests.start import ROOT, environment_of
+from tests.start import ROOT, environment_of, start_ranks
 
 SMALL = """
 recipe.data.sequence_length = 32
@@ -111,6 +111,17 @@ print(made.steps, [row.heldout_mlm_loss for row in rows], *formats["formats"])
     done = run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("4 [") and done.stdout.split()[-1] == "torch-export"
+
+
+def test_the_ranks_of_a_script_are_one_job_in_each_of_its_calls(world, tmp_path):
+    ranks = start_ranks(2, "tests.end_to_end.api_worker", world / "teacher", world / "text.txt", tmp_path)
+    done = [rank.wait() for rank in ranks]
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
+    first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
+    assert first["formats"] == ["torch-export"] and second["formats"] == [], "the first rank's work"
+    assert {**first, "formats": 0} == {**second, "formats": 0}
+    (states,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert list(states.rglob("*pp_rank_1_*optim_states.pt")), "both ranks have trained one student"
 
 
 def test_a_mistake_is_a_user_error(world, tmp_path):
