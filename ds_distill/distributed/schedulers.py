@@ -14,6 +14,7 @@ import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ds_distill.utils.errors import UserError
 
@@ -28,7 +29,7 @@ class Scheduler:
         size: The number of processes.
         local_rank: The number of the process on its host.
         local_size: The number of processes on its host; Slurm's has those of all hosts, such as 8(x3),4.
-        job: What differs between two jobs on one machine.
+        job: What differs between two jobs on one machine; empty where only the process tells that has started theirs.
     """
 
     command: str
@@ -55,7 +56,7 @@ SCHEDULERS = (
         "MV2_COMM_WORLD_SIZE",
         "MV2_COMM_WORLD_LOCAL_RANK",
         "MV2_COMM_WORLD_LOCAL_SIZE",
-        "PMI_ID",
+        "MPIRUN_ID",
     ),
     Scheduler("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
     Scheduler(
@@ -95,7 +96,7 @@ def rank_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str
         "LOCAL_RANK": str(_number(environment, scheduler.local_rank, 0)),
         "LOCAL_WORLD_SIZE": str(processes_per_host(environment) or ""),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(scheduler, environment),
-        "MASTER_PORT": environment.get("MASTER_PORT") or job_port(environment.get(scheduler.job, ""), step),
+        "MASTER_PORT": environment.get("MASTER_PORT") or job_port(_job(scheduler, environment), step),
     }
     return {name: value for name, value in variables.items() if value}
 
@@ -125,6 +126,28 @@ def starts_nodes(environment: Mapping[str, str] = os.environ) -> bool:
 def job_port(job: str, step: str = "") -> str:
     """Return a port for a job and its step, so that two of one machine meet at different ones."""
     return str(FIRST_PORT + zlib.crc32(f"{job}.{step}".encode()) % PORTS)
+
+
+def _job(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
+    """Return what differs between two jobs on one machine, and is the same for all processes of one."""
+    if scheduler.job:
+        return environment.get(scheduler.job, "")
+    alone = processes_per_host(environment) == int(environment[scheduler.size])
+    return _find_hydra_proxy() if alone else ""  # each host has a proxy of its own
+
+
+def _find_hydra_proxy() -> str:
+    """Return the number of the process with which mpiexec of MPICH and Intel MPI starts those of a host, or nothing."""
+    process = os.getppid()
+    while process > 1:
+        try:
+            name, _, rest = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")
+        except (OSError, ValueError):
+            return ""
+        if name.partition("(")[2].startswith("hydra_"):
+            return str(process)
+        process = int(rest.split()[1])
+    return ""
 
 
 def first_host(hosts: str) -> str:

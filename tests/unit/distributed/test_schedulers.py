@@ -1,5 +1,9 @@
 """Test that the processes of srun and mpirun find their places in one job."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from ds_distill.distributed.schedulers import (
@@ -11,6 +15,7 @@ from ds_distill.distributed.schedulers import (
     starts_nodes,
 )
 from ds_distill.utils.errors import UserError
+from tests.start import environment_of
 
 # as Slurm 22.05 sets them for the last of four tasks on two nodes
 SLURM = {
@@ -74,6 +79,34 @@ def test_a_process_of_mpirun_is_a_rank_where_the_first_one_can_be_found():
         rank_variables(apart)
     assert rank_variables(apart | {"MASTER_ADDR": "10.0.0.5"})["MASTER_ADDR"] == "10.0.0.5"
     assert rank_variables({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"})["RANK"] == "0"
+
+
+def test_the_ranks_of_mvapich_meet_at_one_port():
+    """Its PMI_ID is the number of the rank, and MPIRUN_ID that of the job."""
+    name = "MV2_COMM_WORLD"
+    places = []
+    for rank in "01":
+        job = {"PMI_ID": rank, "MPIRUN_ID": "4711", f"{name}_RANK": rank, f"{name}_SIZE": "2"}
+        places.append(rank_variables(job | {f"{name}_LOCAL_RANK": rank, f"{name}_LOCAL_SIZE": "2"}))
+    assert [place["RANK"] for place in places] == ["0", "1"]
+    assert {place["MASTER_PORT"] for place in places} == {job_port("4711")}
+
+
+def test_two_jobs_of_mpich_on_one_host_meet_at_two_ports(tmp_path):
+    """A process tells them apart: the proxy that has started the ranks, be it through a shell."""
+    proxy = tmp_path / "hydra_pmi_proxy"
+    shutil.copy("/bin/sh", proxy)
+    program = "from ds_distill.distributed.schedulers import rank_variables; print(rank_variables()['MASTER_PORT'])"
+    script = (
+        'for rank in 0 1; do PMI_RANK=$rank MPI_LOCALRANKID=$rank /bin/sh -c \'"$0" -c "$1"; true\' "$0" "$1"; done'
+    )
+    variables = environment_of(PMI_SIZE="2", MPI_LOCALNRANKS="2")
+    ports = [
+        subprocess.run([proxy, "-c", script, sys.executable, program], env=variables, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    (first, again), (other, _) = ([port for port in done.stdout.split()] for done in ports)
+    assert first == again != other
 
 
 # mpiexec of MPICH, in a job of Slurm on two nodes: its proxy, a task of srun, hands on its own variables
