@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_distill.data.prepare import publish
+from ds_distill.data.prepare import publish, replaceable
 from ds_distill.data.token_files import FORMAT, format_of, merge, open_manifest
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
@@ -28,6 +28,7 @@ def convert(folder: Path) -> dict[str, Any]:
     manifest = open_manifest(folder, oldest=FORMAT - 1)
     if format_of(manifest) == FORMAT:
         return manifest
+    folder = replaceable(folder)
     shards = {
         split: [shard | {"path": folder / shard["file"]} for shard in parts]
         for split, parts in manifest["shards"].items()

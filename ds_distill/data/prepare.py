@@ -84,7 +84,7 @@ class Preparation:
         streaming: bool = True,
         drop_duplicates: bool = False,
     ):
-        self.inputs, self.tokenizer, self.output = inputs, tokenizer, Path(output)
+        self.inputs, self.tokenizer, self.output = inputs, tokenizer, replaceable(output)
         _check(self.output, tokenizer, mode, sequence_length, heldout_fraction)
         self.pieces = split_inputs(inputs, column=column, streaming=streaming)
         self.spec = EncodingSpec(
@@ -266,6 +266,22 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         raise UserError(
             f"{output}: already exists and is not prepared data; choose another output folder, or remove it"
         )
+
+
+def replaceable(output: Path) -> Path:
+    """Return the path of a folder that can be replaced by a finished one, links followed.
+
+    Raises:
+        UserError: It cannot, because it is a mount point, or the folder that this process is in.
+    """
+    folder = Path(os.path.realpath(output))
+    problem = "a mount point" if folder.is_mount() else "the current folder" if folder == Path.cwd() else ""
+    if problem:
+        raise UserError(
+            f"{output}: {problem}, which the finished folder cannot replace; choose a folder in it, such as "
+            f"{Path(output) / 'tokens'}"
+        )
+    return folder
 
 
 def publish(finished: Path, output: Path) -> None:

@@ -20,7 +20,7 @@ from ds_distill.data.opening import open_unpacked, unreadable
 from ds_distill.data.parquet_pages import largest_page
 from ds_distill.data.read_warnings import Findings
 from ds_distill.data.remote import corpus_file
-from ds_distill.data.sources import WorkUnit, arrow_batches, open_parquet
+from ds_distill.data.sources import WorkUnit, arrow_batches, has_end, open_parquet
 from ds_distill.utils.errors import UserError
 
 # A page is unpacked as a whole; 1,024 rows of books, which pyarrow writes into one page, have such sizes.
@@ -103,7 +103,8 @@ def read_parquet(piece: WorkUnit, findings: Findings, tick: Callable[[int], None
     file = corpus_file(piece.path)
     with file.open("rb", 1 << 16) as stream:
         table = open_parquet(file)
-        column = table.schema.names.index(piece.column)
+        paths = [table.schema.column(leaf).path for leaf in range(len(table.schema.names))]
+        column = paths.index(piece.column)  # a struct before it may have a leaf of that name
         for number, group in enumerate(range(piece.start, piece.stop), 1):
             chunk = table.metadata.row_group(group).column(column)
             first = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
@@ -132,6 +133,8 @@ def read_arrow(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
     """Yield the text of each row of an Arrow file."""
     for batch in arrow_batches(Path(piece.path)):
         yield from _column(batch.column(batch.schema.names.index(piece.column)), piece, findings)
+    if not has_end(Path(piece.path)):
+        findings.remark("no end", f"{piece.path}: has no end mark, so it may be cut; compare it with its source")
     tick(piece.size)
 
 

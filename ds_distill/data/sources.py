@@ -5,6 +5,7 @@ They are divided into pieces that a worker can read alone.
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ DOCUMENT_CHARACTERS = 100_000
 DOCUMENT_PARTS = 40
 # bytes of a row, and characters of a csv row; longer ones are skipped, or refused in a csv
 LONGEST_ROW = 16 * 2**20
+_ARROW_FILE = b"ARROW1"  # how a file of Arrow's file format begins and ends
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _arrow_reader(file: Path):
 
     try:
         source = pyarrow.memory_map(str(file))
-        if source.read(6) == b"ARROW1":
+        if source.read(6) == _ARROW_FILE:
             return pyarrow.ipc.open_file(source)
         source.seek(0)
         return pyarrow.ipc.open_stream(source)
@@ -216,13 +218,31 @@ def _arrow_reader(file: Path):
 
 
 def arrow_batches(file: Path) -> Iterator:
-    """Return the record batches of an Arrow file, memory-mapped rather than read."""
+    """Yield the record batches of an Arrow file, memory-mapped rather than read.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    import pyarrow
+
     reader = _arrow_reader(file)
-    return (
-        (reader.get_batch(i) for i in range(reader.num_record_batches))
-        if hasattr(reader, "num_record_batches")
-        else iter(reader)
-    )
+    try:
+        if hasattr(reader, "num_record_batches"):
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from reader
+    except (pyarrow.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def has_end(file: Path) -> bool:
+    """Return whether an Arrow file ends as its writers end it; readers also take a stream that is cut between batches.
+
+    Source: Arrow's columnar format, "IPC Streaming Format".
+    """
+    with file.open("rb") as stream:
+        stream.seek(-min(8, file.stat().st_size), os.SEEK_END)
+        return stream.read().endswith((_ARROW_FILE, b"\xff\xff\xff\xff\0\0\0\0"))
 
 
 def _check_column(file: Path | RemoteFile, schema, column: str) -> None:

@@ -16,6 +16,7 @@ from shutil import which
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
@@ -24,7 +25,8 @@ from ds_distill.data import sources
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
-from ds_distill.data.readers import documents
+from ds_distill.data.read_warnings import Findings
+from ds_distill.data.readers import documents, read
 from ds_distill.data.run_data import make_masker
 from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.data.tokenizer import special_ids, train_wordpiece, vocabulary_size
@@ -147,6 +149,30 @@ def test_what_save_to_disk_wrote_is_read(saved):
         split_inputs([f"hf:{saved}/one@dev"])
     with pytest.raises(UserError, match="no column 'body'; the columns are text, other"):
         split_inputs([f"{saved}/one#body"])
+
+
+def test_an_arrow_file_that_was_cut_anywhere_is_damaged_or_said_to_be_cut(tmp_path):
+    rows = pyarrow.table({"text": [f"row {i}" for i in range(40)]})
+    whole = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(whole, rows.schema) as stream:
+        for batch in rows.to_batches(max_chunksize=10):
+            stream.write_batch(batch)
+    data, file = whole.getvalue().to_pybytes(), tmp_path / "rows.arrow"
+    told = set()
+    for end in range(1, len(data) + 1):
+        file.write_bytes(data[:end])
+        findings = Findings()
+        try:
+            [piece] = split_inputs([str(file)])
+            texts = [document.text for document in read(piece, findings=findings)]
+        except UserError as error:
+            assert "rows.arrow" in str(error)
+            told.add("damaged")
+            continue
+        assert texts == [f"row {i}" for i in range(len(texts))]
+        assert (end == len(data)) != any("has no end mark" in sentence for sentence in findings.sentences())
+        told.add(len(texts))
+    assert {"damaged", 10, 20, 40} <= told
 
 
 def test_a_saved_data_set_without_a_file_or_beside_others(saved):

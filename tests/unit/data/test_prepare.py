@@ -101,6 +101,20 @@ def test_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
         load_tokenizer(tmp_path / "bare")
 
 
+def test_the_ends_of_a_text_may_be_called_bos_and_eos(tokenizer, tmp_path):
+    """As Gemma's are, whose tokenizer mmBERT has."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    ends = {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+    others = {"mask_token": "[MASK]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **ends, **others).save_pretrained(tmp_path / "t")
+    loaded = load_tokenizer(tmp_path / "t")
+    assert (loaded.cls_token_id, loaded.sep_token_id) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    backend.post_processor = None
+    PreTrainedTokenizerFast(tokenizer_object=backend, **ends, **others).save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="no cls token"):
+        load_tokenizer(tmp_path / "bare")
+
+
 def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
     documents = some_documents(2500)  # several batches, several writes
     manifest = run(tokenizer, tmp_path / "d", documents)
@@ -382,6 +396,24 @@ def test_prepare_errors_leave_nothing(tokenizer, tmp_path):
         run(tokenizer, tmp_path, ["a"])
     with pytest.raises(UserError, match="data.mode = packt: must be packed or lines"):
         run(tokenizer, tmp_path / "d", ["a"], mode="packt")
+
+
+def test_a_folder_that_cannot_be_replaced_is_told_first(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for given in (".", tmp_path / "here"):
+        with pytest.raises(UserError, match="here|\\.: the current folder, which the finished folder cannot replace"):
+            prepare(["nowhere.txt"], tokenizer, given, sequence_length=32, heldout_fraction=0.0, seed=0)
+    with pytest.raises(UserError, match=r"/proc: a mount point, .* choose a folder in it, such as /proc/tokens"):
+        prepare(["nowhere.txt"], tokenizer, "/proc", sequence_length=32, heldout_fraction=0.0, seed=0)
+
+
+def test_a_link_to_a_folder_stays_one(tokenizer, tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "tokens").symlink_to(tmp_path / "large disk")
+    for _ in range(2):
+        run(tokenizer, tmp_path / "tokens", some_documents(9))
+        assert (tmp_path / "tokens").is_symlink() and (tmp_path / "large disk" / "manifest.json").is_file()
 
 
 @pytest.mark.promise("A damaged token file is named, with the place")

@@ -356,3 +356,14 @@ def test_rows_of_a_page_that_is_too_large_are_skipped_and_counted(tmp_path, monk
     assert texts(tmp_path / "t.parquet", (tmp_path / "t.parquet").read_bytes(), findings) == ["kept"] * 2
     assert findings.remarks["long rows"][0] == 2 and findings.characters["long_rows"] > 2000
     assert "row group 1: its 2 rows are skipped" in findings.sentences()[0]
+
+
+def test_the_pages_that_are_measured_are_those_of_the_column(tmp_path, monkeypatch):
+    """A struct before it has a leaf of the same name."""
+    long, texts = "x" * 100_000, ["some words", "more words"]
+    table = pyarrow.table({"meta": [{"text": long}, {"text": "y"}], "text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none")
+    monkeypatch.setattr(rows, "_LARGEST_PAGE", 50_000)
+    findings = Findings()
+    [piece] = split_inputs([str(tmp_path / "a.parquet")])
+    assert [document.text for document in read(piece, findings=findings)] == texts and not findings.sentences()
