@@ -126,7 +126,7 @@ def prepare_and_evaluate(
 def _choose_losses(recipe: Recipe, output: Path, corpus: list[str], tokens: str | None) -> Losses:
     """Collective: return what `choose_losses` returns on the first rank, which alone needs the texts."""
     chosen: list[Losses] = []
-    run_on_rank0(lambda: chosen.append(choose_losses(recipe.training, corpus=corpus, tokens=tokens, output=output)))
+    run_on_rank0(lambda: chosen.append(choose_losses(recipe, corpus=corpus, tokens=tokens, output=output)))
     return broadcast_object(chosen[0] if chosen else None)
 
 

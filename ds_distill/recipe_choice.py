@@ -13,7 +13,7 @@ from ds_distill.config.renamed import read_identity
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.token_files import read_manifest
 from ds_distill.estimate.corpora import BYTES_PER_TOKEN
-from ds_distill.recipe import Losses, Recipe, Training
+from ds_distill.recipe import Data, Losses, Recipe
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log_once
 from ds_distill.utils.files import read_json_object
@@ -22,14 +22,14 @@ FEW_TOKENS = 50_000_000  # the longest run measured had 6.5 million; between tha
 
 
 def choose_losses(
-    training: Training, *, corpus: Sequence[str | Path], tokens: str | Path | None, output: str | Path
+    recipe: Recipe, *, corpus: Sequence[str | Path], tokens: str | Path | None, output: str | Path
 ) -> Losses:
     """Return the losses that the evidence favors for as many tokens as a distillation reads, and log the choice.
 
     A run that is in the output folder already keeps its losses.
 
     Args:
-        training: The length of the run.
+        recipe: The length of the run, and how its texts are read.
         corpus: The texts.
         tokens: The folder of prepared tokens, or None.
         output: The run's folder.
@@ -37,9 +37,11 @@ def choose_losses(
     kl_tokens = _read_kl_tokens(RunFolder(Path(output)).identity)
     if kl_tokens is not None:
         return _choose(few=kl_tokens != Losses().kl_tokens)
-    return losses_for(
-        training.max_tokens or training.epochs * (_prepared_tokens(tokens) if tokens else _estimate_tokens(corpus))
-    )
+    training = recipe.training
+    if training.max_tokens:
+        return losses_for(training.max_tokens)
+    per_epoch = _prepared_tokens(tokens) if tokens else _estimate_tokens(corpus, recipe.data)
+    return losses_for(training.epochs * per_epoch)
 
 
 def losses_for(count: float) -> Losses:
@@ -70,8 +72,9 @@ def _prepared_tokens(folder: str | Path) -> int:
     return read_manifest(Path(folder))["real_tokens"]["train"]
 
 
-def _estimate_tokens(corpus: Sequence[str | Path]) -> float:
+def _estimate_tokens(corpus: Sequence[str | Path], data: Data) -> float:
     """Return how many tokens the texts have, by their sizes; data sets of the Hub count as many."""
     if any(str(source).startswith("hf:") for source in corpus):
         return FEW_TOKENS
-    return sum(unit.size for unit in split_inputs([str(source) for source in corpus])) / BYTES_PER_TOKEN
+    pieces = split_inputs([str(source) for source in corpus], column=data.column, streaming=data.streaming)
+    return sum(piece.size for piece in pieces) / BYTES_PER_TOKEN

@@ -91,6 +91,10 @@ def check(options) -> None:
             f"{where}: the demo compares guesses at [MASK], for which its students need masked sequences with "
             "losses.kl or losses.mlm in one stage at least; change that, or use distill"
         )
+    if options.from_scratch and recipe.training.micro_batch_size == "auto":
+        raise UserError(
+            "training.micro_batch_size = auto: not with --from-scratch, which also trains a teacher; give a number"
+        )
     check_demo(options)
 
 

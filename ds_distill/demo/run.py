@@ -96,7 +96,7 @@ def run(
         evaluated = {"": heldout}
         if from_scratch:
             teaching = copy.deepcopy(recipe)
-            teaching.training.max_tokens = from_scratch.teacher_tokens
+            teaching.training.max_tokens, teaching.stages = from_scratch.teacher_tokens, []
             _run_unless_finished(
                 output / "teacher",
                 lambda folder: pretrain(teaching, from_scratch.model, tokens, folder, title=TEACHER, heldout=evaluated),

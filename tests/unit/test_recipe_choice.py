@@ -1,5 +1,7 @@
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from ds_distill.cli import estimate
@@ -21,7 +23,7 @@ def text(tmp_path):
 
 
 def choose(tmp_path, corpus=(), tokens=None, **training):
-    return choose_losses(Training(**training), corpus=corpus, tokens=tokens, output=tmp_path / "run")
+    return choose_losses(Recipe(training=Training(**training)), corpus=corpus, tokens=tokens, output=tmp_path / "run")
 
 
 def test_few_tokens_have_the_losses_of_their_recipe():
@@ -72,6 +74,14 @@ def test_an_estimate_is_of_the_losses_that_distill_would_choose(capsys, monkeypa
 )
 def test_the_choice_follows_the_number_of_tokens(tmp_path, text, training, few):
     assert choose(tmp_path, [text], **training) == (FEW_TOKENS_LOSSES if few else Losses())
+
+
+def test_texts_are_read_as_the_recipe_says(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["some words"]}), tmp_path / "rows.parquet")
+    recipe = Recipe()
+    recipe.data.column = "body"
+    corpus = [tmp_path / "rows.parquet"]
+    assert choose_losses(recipe, corpus=corpus, tokens=None, output=tmp_path / "run") == FEW_TOKENS_LOSSES
 
 
 def test_prepared_tokens_are_counted_and_data_sets_of_the_hub_are_many(tmp_path):
