@@ -185,7 +185,8 @@ def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host,
 
 
 @pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
-@pytest.mark.parametrize("start", [nodes, pytest.param(no_ssh, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("start", [nodes, no_ssh])
 def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path, start):
     jobs = start(hosts, 29511, *arguments, "--output", tmp_path / "out")
     for job in jobs:

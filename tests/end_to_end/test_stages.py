@@ -15,7 +15,7 @@ STAGES = (
     "{share: 0.5, learning_rate: 2e-4, quantize: onnx-int8}]"
 )
 ENDS = (10, 20, 40)
-CASES = [(1, "bf16", 1), (0, "fp32", 2), (2, "bf16", 2), (3, "fp32", 2)]
+CASES = [(1, "fp32", 1), (1, "bf16", 1), (0, "fp32", 2), (2, "bf16", 2), (3, "fp32", 2)]
 
 
 @pytest.mark.promise("Killed inside a stage and at the end of one, a run with stages ends bit-equal")
