@@ -135,8 +135,11 @@ def run(args: argparse.Namespace) -> int:
     make_folder("--output", args.output)
     backends = runnable(args.backends, USUAL, "--backends")
     models = find_models(args.study, args.model, args.teacher)
-    keys = assign_keys(models)
     results = open_results(args, backends)
+    shapes = {key: about["shape"] for key, about in results.measured.items() if "shape" in about}
+    keys = assign_keys(models, shapes)
+    for key in keys:
+        results.measured.setdefault(key, {"megabytes": {}})["shape"] = shapes[key]
     known = {(entry["study"], entry["model"]): entry for entry in results.models}
     known |= {
         (model.study, model.name): {"study": model.study, "model": model.name, "measured": key}
@@ -219,7 +222,7 @@ def export(args: argparse.Namespace, results, folders: dict[str, Path], key: str
     from ds_distill.utils.files import write_json
 
     name = make_folder_name(key)
-    files, about = args.output / "files" / name / "encoder", results.measured.setdefault(key, {"megabytes": {}})
+    files, about = args.output / "files" / name / "encoder", results.measured[key]
     needed = [files / (BACKENDS[backend].file or "inputs.txt") for backend in backends]
     if not about["megabytes"].keys() >= {*backends} or not all(file.is_file() for file in needed):
         partial = args.output / "partial"  # so that a file that is there is whole

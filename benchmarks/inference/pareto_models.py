@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +92,7 @@ def find_models(studies: Sequence[Path], others: Sequence[str], teacher: str | N
 
 
 def describe_shape(folder: Path) -> str:
-    """Return what decides an encoder's time and size: its config, and the shapes of its weights without a head."""
+    """Return a digest of what decides an encoder's time and size: its config, and its weights' shapes."""
     from transformers import MODEL_MAPPING
 
     given = find_model_folder(str(folder))
@@ -104,18 +106,27 @@ def describe_shape(folder: Path) -> str:
     if any(name.startswith(prefix) for name in shapes):
         shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     encoder = {name: shape for name, shape in shapes.items() if not name.startswith("pooler.")}
-    return json.dumps([kept, given.linear_rank, sorted(encoder.items())], sort_keys=True, default=str)
+    about = json.dumps([kept, given.linear_rank, sorted(encoder.items())], sort_keys=True, default=str)
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
-def assign_keys(models: Sequence[Model]) -> list[str]:
+def assign_keys(models: Sequence[Model], shapes: dict[str, str]) -> list[str]:
     """Return under which key each model is measured: its name, or that of the first one with the same shape.
 
-    Where two studies have models of one name and of different shapes, the name of the study stands before it.
+    Where a model of that name has another shape, the name of the study stands before it, or a number behind it.
+
+    Args:
+        models: The models.
+        shapes: What was measured before, {key: `describe_shape`}; new keys are added.
     """
-    keys: dict[str, str] = {}
+    keys = []
     for model in models:
         shape = describe_shape(model.folder)
-        if shape not in keys:
-            taken = model.name in keys.values()
-            keys[shape] = f"{model.study}: {model.name}" if taken else model.name
-    return [keys[describe_shape(model.folder)] for model in models]
+        key = next((key for key, known in shapes.items() if known == shape), None)
+        if key is None:
+            of_study = [f"{model.study}: {model.name}"] if model.study else []
+            names = itertools.chain([model.name], of_study, (f"{model.name} ({n})" for n in itertools.count(2)))
+            key = next(name for name in names if name not in shapes)
+            shapes[key] = shape
+        keys.append(key)
+    return keys

@@ -66,8 +66,8 @@ def score_files(study: Study, folder: Path, output: Path, backends: Sequence[str
                 files = {
                     backend: own_scores_file(output, name, backend, task, row["model"], seed) for backend in backends
                 }
-                missing = [backend for backend, file in files.items() if not file.is_file()]
                 run = folder / "tasks" / task / make_folder_name(row["model"]) / f"seed={seed}"
+                missing = [backend for backend, file in files.items() if not _is_of(file, run)]
                 if not missing:
                     continue
                 if not (run / "model" / "config.json").is_file():
@@ -78,6 +78,12 @@ def score_files(study: Study, folder: Path, output: Path, backends: Sequence[str
                     where = str(expand_user(place)) if place else None
                     data = load_data(find_task(given, where), where)
                 _score_run(run, data, missing, files, threads)
+
+
+def _is_of(file: Path, run: Path) -> bool:
+    """Return whether a file has what a run's model answered, and not that of a run that was there before it."""
+    result = run / "result.json"
+    return file.is_file() and (not result.is_file() or file.stat().st_mtime_ns >= result.stat().st_mtime_ns)
 
 
 def _score_run(run: Path, data, backends: list[str], files: dict[str, Path], threads: int) -> None:

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     if args.step is None:
         check(setting, device)
         result = measure(setting, args.repeats)
-        step, rate = result["seconds"]["two alone"], result["gb_per_second"]
+        step, rate, alone = result["seconds"]["two alone"], result["gb_per_second"], result["seconds"]["one rank"]
         print(
             f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
             f"per rank, ZeRO {result['stage']}, {describe(device)}\n\n"
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
             "stage": setting.zero if setting.zero is not None else int(size == 2),
             "size": size,
         }
-        step, rate = args.step, args.gigabytes_per_second
+        step, rate, alone = args.step, args.gigabytes_per_second, args.step
     rows = []
     for ranks in args.ranks:
         moved = bytes_moved(result["parameters"], result["stage"], result["size"], ranks)
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
                 "ranks": ranks,
                 "step": took,
                 "tokens_per_second": ranks * tokens / took,
-                "efficiency": step / took,
+                "efficiency": alone / took,
                 "megabytes": moved / 1e6,
             }
         )

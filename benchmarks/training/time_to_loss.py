@@ -57,6 +57,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
 FIGURES = ("mlm_loss", "kl", "agreement")
+COMPARED = ("init_layers", "num_layers", "family")  # the settings of the student that all trainers take
 WARM, TIMED = 2, 5
 KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 predictions need masked tokens only
 
@@ -293,11 +294,15 @@ def run(args: argparse.Namespace) -> int:
             "the comparison needs packed batches whose documents attend to each other; set data.mode = packed and "
             "data.attend_across_documents = true"
         )
-    if recipe.student.hidden_size or recipe.student.freeze_positions or recipe.training.micro_batch_size == "auto":
-        raise UserError(
-            "the comparison needs a student of its teacher's width without frozen weights, and a micro-batch that is a "
-            "number; leave out student.hidden_size and student.freeze_positions, and set training.micro_batch_size"
-        )
+    if recipe.training.micro_batch_size == "auto":
+        raise UserError("training.micro_batch_size = auto: the comparison needs a number")
+    default, student = vars(Recipe().student), vars(recipe.student)
+    unknown = [f"student.{name}" for name in student if name not in COMPARED and student[name] != default[name]]
+    others = {"losses.match": recipe.losses.match, "stages": recipe.stages}
+    others["data.clean_fraction"] = recipe.data.clean_fraction
+    unknown += [key for key, given in others.items() if given]
+    if unknown:
+        raise UserError(f"{', '.join(unknown)}: the reference implementation has nothing of the kind; leave it out")
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
     settings = {

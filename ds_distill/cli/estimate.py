@@ -8,6 +8,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.sources import check_weights
 from ds_distill.estimate.corpora import CORPORA, EpochSize, parse_tokens, size_of_corpus
 from ds_distill.estimate.hardware import DEVICES, find_device
 from ds_distill.estimate.known_models import KNOWN_MODELS, KnownModel, find_known_model
@@ -127,7 +128,12 @@ def _prepared_folder(options) -> str | None:
 
 def _epoch_size(options) -> EpochSize | None:
     """Return the length of an epoch as --tokens or --corpus state it; None where they do not."""
-    return parse_tokens(options.tokens) if options.tokens else size_of_corpus(options.corpus)
+    if options.tokens:
+        return parse_tokens(options.tokens)
+    weights = arguments.build_recipe(options).data.weights
+    if weights and options.corpus:
+        check_weights(weights, len(options.corpus))
+    return size_of_corpus(options.corpus, weights)
 
 
 def _find_models(options) -> tuple[list[ModelFolder | KnownModel], ModelFolder | KnownModel | None]:

@@ -114,32 +114,38 @@ def parse_tokens(text: str) -> EpochSize | None:
     return EpochSize("", tokens, "given")
 
 
-def size_of_corpus(inputs: list[str]) -> EpochSize | None:
+def size_of_corpus(inputs: list[str], weights: list[float] | None = None) -> EpochSize | None:
     """Return the length of an epoch over the inputs of --corpus; None where one of them is of unknown size.
 
     Args:
         inputs: Known corpora, several of which may be joined by "+" (wikipedia+bookcorpus); their data
             sets on the Hub (hf:lucadiliello/bookcorpusopen); sizes of English text in bytes (16GB); or
             other inputs that `distill` takes, whose size is unknown.
+        weights: How often each input is read per epoch; once by default.
 
     Raises:
         UserError: An input is a single word that is neither a known corpus nor an existing file.
     """
-    parts = [part.strip() for given in inputs for part in (given.split("+") if _is_a_name(given) else [given])]
-    sizes = [_size_of(part) for part in parts]
-    if not sizes or None in sizes:
+    sizes = [
+        (weight, _size_of(part.strip()))
+        for given, weight in zip(inputs, weights or [1.0] * len(inputs), strict=True)
+        for part in (given.split("+") if _is_a_name(given) else [given])
+    ]
+    known = [size for _, size in sizes if size]
+    if not sizes or len(known) < len(sizes):
         return None
-    known = [size for size in sizes if size]
     return EpochSize(
         " and ".join(size.title for size in known),
-        sum(size.tokens for size in known),
+        round(sum(weight * size.tokens for weight, size in sizes if size)),
         "; ".join(f"{size.title}: {size.source}" for size in known),
     )
 
 
 def _size_of(given: str) -> EpochSize | None:
     """Return the size of one input; None where it is unknown."""
-    name = given.removeprefix("hf:").partition("#")[0].partition("@")[0]
+    name, _, split = given.removeprefix("hf:").partition("#")[0].partition("@")
+    if split not in ("", "train"):
+        return None
     for key, corpus in CORPORA.items():
         if given.lower() == key or name.lower() in [hub.lower() for hub in corpus.hub]:
             how = "counted" if corpus.counted else "estimated"

@@ -9,6 +9,7 @@ from typing import cast
 
 from transformers import PretrainedConfig
 
+from ds_distill.data.sources import check_weights
 from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import ENOUGH, HEADROOM, Estimator
@@ -166,8 +167,10 @@ def _scaling(
         return None
     training = estimator.recipe.training
     between = training.deepspeed_json().get("communication_data_type")
-    # gradients travel in fp32 unless the DeepSpeed JSON says otherwise
-    exchange = Exchange(parameters, estimator.stage, 2 if between in ("fp16", "bf16") else 4, estimator.dtype.itemsize)
+    # gradients travel in fp32 unless the DeepSpeed JSON says otherwise, at stage 0 as they are
+    usual = estimator.dtype.itemsize if estimator.stage == 0 else 4
+    gradient = {"fp16": 2, "bf16": 2, "fp32": 4}.get(str(between), usual)
+    exchange = Exchange(parameters, estimator.stage, gradient, estimator.dtype.itemsize)
 
     def rate(sequences: int) -> float:
         if gpu and speed.kind != "given":
@@ -213,10 +216,9 @@ def _run_tokens(recipe: Recipe, length: int, tokens: str | None, epoch: EpochSiz
             training.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"])
         )
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
+        check_weights(weights, len(manifest["sources"]))
         total_tokens = total_tokens or training.epochs * round(
-            sum(
-                weight * source["tokens"]["train"] for weight, source in zip(weights, manifest["sources"], strict=False)
-            )
+            sum(weight * source["tokens"]["train"] for weight, source in zip(weights, manifest["sources"], strict=True))
         )
     if epoch:
         total_tokens = total_tokens or training.epochs * epoch.tokens

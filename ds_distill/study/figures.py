@@ -23,10 +23,8 @@ def format_score(result: dict | None, metric: str = "") -> str:
     if not result:
         return NOT_RUN
     metric = metric or result["metric"]
-    middle, values = (
-        result["metrics"][metric],
-        [100 * seed[metric] for seed in result["seeds"] if seed[metric] is not None],
-    )
+    middle = result["metrics"].get(metric)  # a task may have been given a metric since
+    values = [100 * seed[metric] for seed in result["seeds"] if seed.get(metric) is not None]
     if middle is None:
         return NOT_MEASURED
     if len(result["seeds"]) == 1:

@@ -41,7 +41,8 @@ class ParetoFile:
             rounding, so that PyTorch's scores are its own.
         models: {study, model, measured}: the name of a study's folder or null, the name of the model there, and its key
             in `measured`. Models of the same shape share one.
-        measured: By key, {parameters, positions, megabytes: {backend: size of the file}}.
+        measured: By key, {shape, parameters, positions, megabytes: {backend: size of the file}}; the shape is a digest,
+            by which a model is known again.
         turns: {round, measured, backend, shape, milliseconds}: the median of a turn. Turns with the same number of the
             round were measured side by side.
     """

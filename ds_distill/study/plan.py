@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -80,7 +81,8 @@ class Study:
     tokens: str | None = None
 
     def __post_init__(self) -> None:
-        self.base = str(find_file(self.base, f"base: {self.base}", RECIPES))
+        base = str(find_file(self.base, f"base: {self.base}", RECIPES))
+        self.base = f"./{base}" if re.fullmatch(r"[\w-]+", base) else base  # else it would name a shipped file
         self.students, self.finetune = _as_written(self.students), _as_written(self.finetune)
         self.variants = {
             name: replace(variant, finetune=_as_written(variant.finetune)) for name, variant in self.variants.items()

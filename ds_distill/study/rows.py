@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ds_distill.study.plan import Study
 from ds_distill.study.scheduler import make_folder_name
+from ds_distill.utils.files import read_summary
 
 
 def collect_rows(study: Study, output: Path) -> list[dict]:
@@ -18,18 +18,11 @@ def collect_rows(study: Study, output: Path) -> list[dict]:
     rows: list[dict] = []
     for name, variant in study.finetunings.items():
         row: dict = {"model": name, "tasks": {}} | ({"student": variant.student} if name != variant.student else {})
-        summary_file = output / "students" / make_folder_name(name) / "summary.json"
-        if summary_file.is_file():
+        if pretrained := read_summary(output / "students" / make_folder_name(name)):
             keys = ("tokens", "tokens_per_second", "parameters")
-            row |= {
-                key: value
-                for key, value in json.loads(summary_file.read_text(encoding="utf-8")).items()
-                if "heldout" in key or key in keys
-            }
+            row |= {key: value for key, value in pretrained.items() if "heldout" in key or key in keys}
         for task in study.labels:
-            file = output / "tasks" / task / make_folder_name(name) / "summary.json"
-            if file.is_file():
-                summary = json.loads(file.read_text(encoding="utf-8"))
+            if summary := read_summary(output / "tasks" / task / make_folder_name(name)):
                 row["tasks"][task] = {
                     key: summary[key]
                     for key in ("metric", "metrics", "seeds", "constant", "examples", "truncated", "left_out")

@@ -12,6 +12,7 @@ from typing import cast
 import yaml
 
 from ds_distill.config.losses import Match
+from ds_distill.config.recipe_file import load_recipe_file
 from ds_distill.config.yaml_text import load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
@@ -20,7 +21,7 @@ from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
 from ds_distill.study.scheduler import Job, run_jobs
-from ds_distill.tasks.own_task import find_task, get_label
+from ds_distill.tasks.own_task import find_task, get_label, is_task_file
 from ds_distill.utils.articles import counted
 from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError, expand_user
@@ -31,13 +32,17 @@ def _load_base(base: str) -> object:
     """Return what study.json keeps of the base.
 
     That is the recipe as PyYAML reads it, because earlier studies were kept that way, or as this
-    project reads it where PyYAML cannot.
+    project reads it where PyYAML cannot. A recipe that it includes is kept by what it holds.
     """
-    text = read_recipe(Path(base), f"base: {base}")
+    source = f"base: {base}"
+    text = read_recipe(Path(base), source)
     try:
-        return yaml.safe_load(text)
+        loaded = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        return load_yaml(text, f"base: {base}")
+        loaded = load_yaml(text, source)
+    if isinstance(loaded, dict) and "config" in loaded:
+        return loaded | {"config": load_recipe_file(Path(base), source)}
+    return loaded
 
 
 def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
@@ -59,7 +64,8 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             raise UserError(f"{job.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    record = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
+    contents = {"recipe": _load_base(study.base), "task_files": _read_task_files(study)}
+    record = json.loads(json.dumps(asdict(study) | contents, default=str))
     del record["launch"], record["jobs"]  # How the study is run may change.
     if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
         if changed := _get_changed_keys(_expand_home(before), record):
@@ -92,6 +98,13 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
         write_record(output)
     summary = {"output": str(output), "rows": collect_rows(study, output)}
     return stored if stored == summary else summary
+
+
+def _read_task_files(study: Study) -> dict[str, str]:
+    """Return what the YAML files of a user's own tasks hold, by the task's label."""
+    return {
+        get_label(task): expand_user(task).read_text(encoding="utf-8") for task in study.tasks if is_task_file(task)
+    }
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
@@ -191,4 +204,6 @@ def _get_changed_keys(before: dict, now: dict) -> list[str]:
     pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
     compatible["finetune"] = compatible["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
     compatible["base"] = True  # The base may move; its content is under `recipe`.
+    files = now.get("task_files", {})
+    compatible["task_files"] = all(files.get(name, text) == text for name, text in before.get("task_files", {}).items())
     return [key for key in now if before.get(key) != now[key] and not compatible.get(key)]

@@ -23,6 +23,7 @@ from typing import Any
 from ds_distill.utils.console import ProgressBar, log, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import read_summary
 from ds_distill.utils.progress import note_progress
 
 TAIL = 4  # how many lines of a failed job's log file are shown
@@ -58,10 +59,8 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether the job's summary is there, with all of its seeds."""
-        file = self.output / "summary.json"
-        return file.is_file() and (
-            not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds
-        )
+        summary = read_summary(self.output)
+        return summary is not None and len(summary.get("seeds", ())) >= self.seeds
 
     @property
     def needs(self) -> list[Path]:

@@ -137,16 +137,21 @@ def test_quantized_files_are_scored_example_by_example(study, tmp_path):
 def test_models_of_one_shape_share_a_measurement(study, tmp_path):
     models = find_models([study], [f"other={tmp_path / 'T'}"], None)
     assert [model.name for model in models] == ["teacher", "a", "b c", "other"]
-    assert assign_keys(models) == ["teacher", "a", "a", "teacher"]
+    shapes = {}
+    assert assign_keys(models, shapes) == ["teacher", "a", "a", "teacher"] and shapes.keys() == {"teacher", "a"}
     config = json.loads((study / "students" / "b_c" / "export" / "config.json").read_text())
     write_json(study / "students" / "b_c" / "export" / "config.json", config | {"n_heads": 4})
-    assert assign_keys(models) == ["teacher", "a", "b c", "teacher"], "as many weights, but other products"
+    assert assign_keys(models, {}) == ["teacher", "a", "b c", "teacher"], "as many weights, but other products"
     twice = [
         *models,
         replace(models[0], study="second", folder=models[2].folder),
         Model("second", "a", models[2].folder),
     ]
-    assert assign_keys(twice)[4:] == ["b c", "b c"]
+    assert assign_keys(twice, {})[4:] == ["b c", "b c"]
+    other, same = models[2].folder, models[1].folder
+    assert assign_keys([Model("second", "a", other)], dict(shapes)) == ["second: a"], "not the a of before"
+    assert assign_keys([Model(None, "a", other)], dict(shapes)) == ["a (2)"]
+    assert assign_keys([Model("second", "a", same)], dict(shapes)) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,18 @@ def test_the_inputs_of_the_published_recipe_are_known():
     assert size_of_corpus(["hf:wikimedia/wikipedia:20231101.de"]) is None
 
 
+def test_another_split_is_of_unknown_size():
+    for split in ("validation", "train[:1%]"):
+        assert size_of_corpus([f"hf:allenai/c4:en@{split}"]) is None
+    assert size_of_corpus(["hf:allenai/c4:en@train"]) == size_of_corpus(["c4"])
+
+
+def test_each_input_is_read_as_often_as_its_weight_says():
+    wikipedia, books = CORPORA["wikipedia"].tokens, CORPORA["bookcorpus"].tokens
+    assert size_of_corpus(["wikipedia", "bookcorpus"], [1, 4]).tokens == wikipedia + 4 * books
+    assert size_of_corpus(["wikipedia+bookcorpus", "1GB"], [2, 0]).tokens == 2 * (wikipedia + books)
+
+
 def test_a_size_of_text_becomes_tokens():
     assert size_of_corpus(["4.6GB"]).tokens == round(4.6e9 / BYTES_PER_TOKEN) == 10**9
 

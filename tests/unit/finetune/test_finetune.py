@@ -14,6 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
+from ds_distill.finetune.results import make_summary
 from ds_distill.losses.task_distillation import temperature_kl
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
@@ -473,3 +474,17 @@ def test_the_grid():
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
             expand_grid(FinetuneConfig(), [wrong])
+
+
+def test_runs_of_an_earlier_version_are_seeds_of_the_same_point(tmp_path):
+    """It had fewer settings."""
+    settings = FinetuneConfig().as_dict()
+    older = {name: value for name, value in settings.items() if not name.startswith("quantize")}
+    common = {"length": 128, "precision": "fp32", "folder": str(tmp_path)}
+    results = [
+        {"seed": seed, "metrics": {"accuracy": seed / 10}, "settings": older if seed < 3 else settings} | common
+        for seed in range(5)
+    ]
+    summary, best = make_summary(TASKS["rte"], results, tmp_path, "model", [])
+    assert [run["seed"] for run in summary["seeds"]] == [0, 1, 2, 3, 4] and not summary["grid"]
+    assert summary["accuracy"] == 0.2 and best == FinetuneConfig()

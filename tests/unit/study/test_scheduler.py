@@ -112,6 +112,12 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
     assert teacher.done and student.done
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"seeds": [0]}'])
+def test_a_step_without_a_whole_summary_is_not_done(tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    assert not Job("teacher", tmp_path, ("word",), seeds=2).done
+
+
 def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
     for name, summary in (
         ("student", {"export": "runs/student/export"}),

@@ -11,6 +11,7 @@ from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.cli.study import make_study
 from ds_distill.recipe import Match, Stage
+from ds_distill.study.figures import format_score
 from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
@@ -27,6 +28,25 @@ def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
         UserError, match="base: ds_configs/few.yaml: no such recipe, neither in the current folder nor in /"
     ):
         Study("ds_configs/few.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
+
+
+def test_a_base_without_a_suffix_is_the_users_own(tmp_path, monkeypatch):
+    """Its name is that of a shipped recipe; it includes another, whose content counts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner.yaml").write_text("losses: {kl: 3}\n")
+    (tmp_path / "few_tokens").write_text("config: inner.yaml\n")
+    study = Study("./few_tokens", "T", ["text.txt"], [], None, {"a": {}}, ["rte"])
+    again = Study.from_dict(asdict(study))
+    assert study.base == again.base == "./few_tokens"
+    assert [job.argv[:3] for job in make_jobs(again, tmp_path)][1] == ("distill", "--config", "./few_tokens")
+    before = _load_base(study.base)
+    (tmp_path / "inner.yaml").write_text("losses: {kl: 4}\n")
+    assert _load_base(study.base) != before
+
+
+def test_a_metric_that_a_task_has_been_given_since_is_not_measured():
+    result = {"metric": "accuracy", "metrics": {"accuracy": 0.5}, "seeds": [{"accuracy": 0.5}]}
+    assert format_score(result, "f1_macro") == "–"
 
 
 def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
@@ -122,6 +142,8 @@ def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_p
         ({}, {"variants": {"v": asdict(Variant("a"))}, "copies": 8}, []),
         ({"variants": {"v": asdict(Variant("a", True, augmented=True))}}, {"copies": 8}, ["copies"]),
         ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3}}}, []),
+        ({}, {"task_files": {"mine": "text: a"}}, []),
+        ({"task_files": {"mine": "text: a"}}, {"task_files": {"mine": "text: b"}}, ["task_files"]),
         ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3, "epochs": 2}}}, ["finetune"]),
     ],
 )

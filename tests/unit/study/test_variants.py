@@ -129,7 +129,7 @@ def test_the_report_has_a_row_for_each(study, tmp_path):
             {},
             "variants: v: finetune.augmented_copies = 9: there are 4 copies of each example; give fewer, or raise",
         ),
-        (Variant("a", finetune={"learning_rate": -1.0}), {}, "variants: v: finetune.learning_rate = -1.0: must be ab"),
+        (Variant("a", finetune={"learning_rate": -1.0}), {}, "variants: v: finetune.learning_rate = -1.0: must be be"),
         (Variant("a"), {"students": {}, "task_distillation": ["a"]}, "students is empty; name at least one"),
     ],
 )
