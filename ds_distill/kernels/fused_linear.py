@@ -361,7 +361,7 @@ def _add_chunk_losses(
         )
         mlm_sum += mlm.sum()
     if grad_logits is not None:
-        grad_logits.index_add_(0, at, z_at)
+        grad_logits.index_add_(0, at, z_at.to(grad_logits.dtype))
 
 
 def _weight_gradient(total: Tensor | None, grad_logits: Tensor, hidden: Tensor, acc_dtype: torch.dtype) -> Tensor:

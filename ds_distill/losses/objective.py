@@ -289,7 +289,9 @@ class Objective(nn.Module):
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0
-        logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked]))
+        # of all tokens, as in training: fake quantization rounds what a layer reads of a whole batch
+        transformed = self.family.mlm_transform(self.model, hidden)
+        logits = self.family.get_decoder(self.model)(transformed[masked])
         return judge_guesses(logits, labels[masked])
 
 

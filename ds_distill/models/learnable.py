@@ -80,8 +80,10 @@ def _by_part(model: PreTrainedModel) -> Iterator[tuple[int | str, nn.Parameter]]
 def _shared_by_layers(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     """Yield the parameters beside the layers, of which only these make use, such as relative positions."""
     family = get_family(model)
-    parent, _, name = family.layers.removeprefix(f"{family.encoder}.").rpartition(".")
-    if parent:
-        for own, module in family.get_encoder(model).get_submodule(parent).named_children():
-            if own != name:
+    parent = family.layers.rpartition(".")[0]
+    # what makes embeddings as wide as layers lies beside these in an ALBERT, and is a part of the embeddings
+    others = {family.layers, family.factors.projection if family.factors else ""}
+    if parent != family.encoder:
+        for own, module in model.get_submodule(parent).named_children():
+            if f"{parent}.{own}" not in others:
                 yield from module.parameters()

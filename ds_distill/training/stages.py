@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.compression.fake_quantize import fake_quantize
+from ds_distill.config.losses import Match
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.teacher_forcing import force_teacher
@@ -87,12 +88,12 @@ class Stages:
         projections = gather_masters(engine, before.matches, "matches.")
         engine.destroy()
         objective = self._objective(span, self._student(weights))
-        kept, terms = before.losses.matched_terms(), objective.losses.matched_terms()
+        names = _find_kept_terms(before.losses.matched_terms(), objective.losses.matched_terms())
         with torch.no_grad():
             for name, parameter in objective.matches.named_parameters():
-                term = name.partition(".")[0]
-                if term in kept and replace(kept[term], weight=1.0) == replace(terms[term], weight=1.0):
-                    parameter.copy_(projections[name])
+                term, _, rest = name.partition(".")
+                if term in names:
+                    parameter.copy_(projections[f"{names[term]}.{rest}"])
         return objective
 
     def objectives(self) -> list[Objective]:
@@ -123,3 +124,17 @@ class Stages:
         if stage.quantize:
             fake_quantize(student, stage.quantize)
         return objective
+
+
+def _find_kept_terms(before: Mapping[str, Match], now: Mapping[str, Match]) -> dict[str, str]:
+    """Return the names of the terms that go on, {name now: name before}.
+
+    A term is the same whatever its weight. Its name may change, since it counts the terms of its loss.
+    """
+    left, names = dict(before), dict[str, str]()
+    for name, term in now.items():
+        same = [old for old, other in left.items() if replace(other, weight=1.0) == replace(term, weight=1.0)]
+        if same:
+            names[name] = same[0]
+            del left[same[0]]
+    return names

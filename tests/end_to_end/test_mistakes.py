@@ -125,7 +125,7 @@ def test_a_folder_holds_one_run(world, common, tmp_path):
     done = ds_distill(*arguments, "--corpus", tmp_path / "more.txt")
     assert done.returncode == 2 and "holds another run (--corpus was" in done.stderr
     done = ds_distill("export", "--run", output, "--output", output)
-    assert done.returncode == 2 and "exists and is not an export" in done.stderr and (output / "checkpoints").is_dir()
+    assert done.returncode == 2 and "the folder of a run or study" in done.stderr and (output / "checkpoints").is_dir()
     shutil.rmtree(output)
 
 

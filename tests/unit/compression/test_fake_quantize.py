@@ -32,6 +32,8 @@ from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import text_batches
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner
 from ds_distill.finetune.quantize_last import QuantizeLast
+from ds_distill.losses.objective import Objective
+from ds_distill.recipe import Losses
 from tests.tiny import FAMILIES, save_encoder
 
 HEADS = {"classes": AutoModelForSequenceClassification, "spans": AutoModelForQuestionAnswering}
@@ -184,6 +186,24 @@ def test_gradients_pass_through_the_rounding():
 
 def test_the_formats_are_those_that_a_setting_may_name():
     assert set(ARITHMETIC) == set(get_args(QuantizedFormat)) <= set(FORMATS)
+
+
+@pytest.mark.parametrize("format", ["onnx-int8", "onnx-int4"])
+def test_held_out_figures_are_those_of_the_rounded_model(tmp_path, format):
+    model = AutoModelForMaskedLM.from_pretrained(save_encoder("bert", tmp_path)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    ids = torch.randint(5, model.config.vocab_size, (4, 24), generator=torch.Generator().manual_seed(1))
+    labels = torch.where(torch.arange(24) % 3 == 0, ids, -100)
+    objective = Objective(model, Losses().without_teacher(), 1).eval()
+    counts = ids.numel(), int((labels >= 0).sum())
+    with torch.no_grad():
+        exact = float(objective(ids, None, labels, mode="evaluate")[1][:, 0].sum())
+        fake_quantize(model, format)
+        _, sums = objective(ids, None, labels, counts, None)
+        found = float(objective(ids, None, labels, mode="evaluate")[1][:, 0].sum())
+    assert found == pytest.approx(float(sums), rel=1e-6) and abs(found - exact) > 1e-3
 
 
 def test_the_last_share_of_the_steps_is_rounded(tmp_path):

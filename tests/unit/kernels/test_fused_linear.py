@@ -77,6 +77,23 @@ def test_every_option_in_fp32(kl_tokens, weights, padding, bias):
     check(tensors, labels, mask, 1e-5, a=weights[0], b=weights[1], kl_tokens=kl_tokens, chunk=8)
 
 
+@pytest.mark.parametrize("kl_tokens", ["all", "masked"])
+def test_hidden_states_of_16_bits_with_weights_of_32(kl_tokens):
+    """As under autocast."""
+    tensors, labels, mask = problem(37, 211, 24, 32, padding=True)
+    mixed = [x.bfloat16() if x is not None and x.dim() == 2 and len(x) == 37 else x for x in tensors]
+    leaf = mixed[0] = mixed[0].detach().requires_grad_()
+    options = {"temperature": 2.0, "kl_weight": 5.0, "mlm_weight": 2.0, "kl_tokens": kl_tokens, "token_mask": mask}
+    loss, *_ = fused_linear_distillation_loss(*mixed, labels, **options)
+    loss.backward()
+    exact = [x.detach().float() if x is not None else None for x in mixed]
+    whole = exact[0].requires_grad_()
+    expected, *_ = fused_linear_distillation_loss(*exact, labels, **options)
+    expected.backward()
+    assert torch.allclose(loss, expected, rtol=1e-3)
+    assert leaf.grad.dtype == torch.bfloat16 and (leaf.grad.float() - whole.grad).norm() < 2e-2 * whole.grad.norm()
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 36, 37, 1000, None])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.7])
 def test_any_chunking(chunk, temperature):

@@ -1,5 +1,7 @@
 """Test local regression: a student layer on the teacher's states, and what of a student a stage leaves as it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Match, Recipe, Stage
 from ds_distill.stages import spans_of
-from ds_distill.training.stages import Stages
+from ds_distill.training.stages import Stages, _find_kept_terms
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, padding_mask, tiny_albert, tiny_bert, tiny_deberta, tokens
 
@@ -112,6 +114,12 @@ def test_every_parameter_that_a_term_leaves_to_train_gets_a_gradient(make, of):
     objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
     trained = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     assert trained and all(gradient is not None for gradient in trained.values())
+    if of == "embeddings":  # a term of a layer may give the rest of it a gradient of zeros
+        for parameter in objective.parameters():
+            parameter.requires_grad_(True)
+        objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
+        reached = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached <= trained.keys(), "what is frozen has none"
 
 
 def test_deviations_are_those_of_the_pairs_that_a_stage_compares():
@@ -179,3 +187,11 @@ def test_what_a_stage_trains():
 def test_a_stage_that_does_not_fit_is_refused(stage, student, message):
     with pytest.raises(UserError, match=message):
         objective_of(stage, **student)
+
+
+def test_a_term_goes_on_whatever_its_name_and_its_weight_are():
+    own = Match("cosine", layers=[(0, 1)])
+    before = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[own, Match("mse", layers=[(0, 2)])]).matched_terms()
+    now = Losses(cosine=1.0, match=[replace(own, weight=5.0), Match("mse", layers=[(1, 2)])]).matched_terms()
+    assert list(now) == ["cosine", "cosine_2", "mse"]
+    assert _find_kept_terms(before, now) == {"cosine_2": "cosine"}
