@@ -18,6 +18,7 @@ from typing import Any
 from ds_distill.config.pruning import Pruning
 from ds_distill.distributed import launch_environment
 from ds_distill.recipe import Recipe
+from ds_distill.run_folder import folder_of_model
 
 PathLike = str | Path
 Paths = PathLike | Sequence[PathLike]  # one or several
@@ -245,7 +246,7 @@ def export(
     Args:
         model: Folder of a masked-LM or fine-tuned model.
         formats: Names such as "onnx", "onnx-int8", "onnx-int4", "openvino-int8" and "torch-export".
-        output: Folder for them; `model` itself when not given.
+        output: Folder for them; that of the model, which is in this file system, when not given.
         text: What they are compared on; a sample of the package when not given.
         sequences: How many sequences of it, of up to 128 tokens; 64 when not given.
         data: Labeled examples on which a fine-tuned model is scored before and after.
@@ -262,13 +263,14 @@ def export(
     from ds_distill.exporters.formats import export_formats, resolve_formats
 
     resolve_formats(list(formats), _listed(calibrate))
+    output = output or folder_of_model(str(model))
     with _one_job("export") as has_work:
         if not has_work:
             return {}
         return export_formats(
             str(model),
             list(formats),
-            Path(output or model),
+            Path(output),
             text=_listed(text),
             sequences=sequences,
             data=None if data is None else str(data),

@@ -253,6 +253,20 @@ def check_shared(file: Path) -> None:
         )
 
 
+def folder_of_model(model: str) -> Path:
+    """Return where `export` writes if it is not told: beside the model.
+
+    Raises:
+        UserError: It is a model of the Hub, because it is in a cache.
+    """
+    if not Path(model).is_dir():
+        raise UserError(
+            f"--model {model}: no such folder here; for a model in the Hugging Face cache, give --output too, the "
+            "folder to write to"
+        )
+    return find_model(Path(model))
+
+
 def find_model(folder: Path) -> Path:
     """Return the folder of the model that `folder` stands for.
 

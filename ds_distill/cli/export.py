@@ -10,7 +10,7 @@ from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned
-from ds_distill.run_folder import find_model
+from ds_distill.run_folder import folder_of_model
 from ds_distill.tasks.columns import named_columns
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError, expand_user
@@ -101,7 +101,7 @@ def add_arguments(parser) -> None:
 
 def check(options) -> None:
     if options.model and not options.output:
-        options.output = str(_default_output(options.model))
+        options.output = str(folder_of_model(options.model))
     arguments.require_output(options)
     if bool(options.run) == bool(options.model):
         raise UserError(
@@ -122,19 +122,6 @@ def check(options) -> None:
         )
     if options.model and set(options.format) == {"hf"}:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
-
-
-def _default_output(model: str) -> Path:
-    """Return where `export --model` writes without --output: beside that model.
-
-    Raises UserError for a model of the hub, because it is in a cache.
-    """
-    if not Path(model).is_dir():
-        raise UserError(
-            f"--model {model}: no such folder here; for a model in the Hugging Face cache, give --output too, the "
-            "folder to write to"
-        )
-    return find_model(Path(model))
 
 
 def check_paths(options) -> None:

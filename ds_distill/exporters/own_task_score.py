@@ -42,6 +42,15 @@ def own_dev_set(source: ExportModel, data: str) -> DevSet:
             f"--data {data}: a task for a model with the head {_kind(task)}, but {source.folder} has the head "
             f"{source.head}; give the task that it was fine-tuned on"
         )
+    config = source.model.config
+    is_number = config.num_labels == 1 and config.problem_type in (None, "regression")
+    is_multi_label = config.problem_type == "multi_label_classification"
+    if not task.tokens and (task.regression, task.multi_label) != (is_number, is_multi_label):
+        wanted = "regression" if is_number else "multi-label" if is_multi_label else "single-label"
+        raise UserError(
+            f"--data {data}: {source.folder} was fine-tuned on a {wanted} task, and this is none; give the task of the "
+            "model"
+        )
     own = cast(OwnData, task.own)
     file = own.dev or own.train
     names = cast(dict[int, str], source.model.config.id2label)

@@ -15,6 +15,7 @@ from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.entities import tag_scores
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.metrics import Measured
+from ds_distill.tasks.tagged import OUTSIDE
 
 IGNORED = -100  # the label of tokens that have none, as in torch's cross entropy
 
@@ -100,7 +101,7 @@ def score_tags(task: Task, outputs: list[np.ndarray], words: WordTokens) -> Meas
         outputs: [classes, tokens] of each sentence.
         words: The words and their tokens.
     """
-    absent = 0 if task.entities else -1
+    absent = task.labels.index(OUTSIDE) if task.entities else -1  # a model may have its labels in another order
     names = [*task.labels, ""]  # the last for a word without a token
     predicted = [
         [int(values[:, place].argmax()) if place >= 0 else absent for place in places]

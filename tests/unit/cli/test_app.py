@@ -1,11 +1,12 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from ds_distill import __version__
+from ds_distill import __version__, api
 from ds_distill.cli import app as cli
 from ds_distill.cli.argument_parser import known_keys
 from ds_distill.cli.arguments import build_recipe
@@ -13,7 +14,7 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.unknown_keys import OTHER_NAMES, unknown_key_message
 from ds_distill.recipe import Training
-from ds_distill.run_folder import find_model
+from ds_distill.run_folder import find_model, folder_of_model
 from ds_distill.utils.errors import UserError
 from tests import patience
 from tests.start import ROOT
@@ -249,6 +250,17 @@ def test_what_others_call_it_leads_to_keys_that_there_are():
     keys = {key for sub in build_parser()._subcommands_action._name_parser_map.values() for key in known_keys(sub)}
     for name, meant in OTHER_NAMES.items():
         assert {key.split()[0] for key in meant} <= keys, name
+
+
+def test_an_export_goes_beside_its_model_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    (tmp_path / "run" / "export" / "config.json").write_text("{}")
+    (tmp_path / "run" / "summary.json").write_text('{"export": "run/export"}')
+    assert folder_of_model("run") == Path("run/export")
+    with pytest.raises(UserError, match="no such folder here; for a model in the Hugging Face cache, give --output"):
+        api.export("google-bert/bert-base-uncased", formats=["onnx"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_model_in_an_output_folder(tmp_path):

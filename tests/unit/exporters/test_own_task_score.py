@@ -35,7 +35,7 @@ def answer(labels, names):
 def test_tags_are_scored_in_the_models_own_order_of_labels(tmp_path):
     source = folder_with(tmp_path / "model", AutoModelForTokenClassification, TAGS)
     data = tmp_path / "dev.conll"
-    data.write_text("in O\nNew B-place\nYork I-place\n")
+    data.write_text("in O\nNew B-place\nYork I-place\n\u200b O\n")  # the last word has no token
     dev = own_dev_set(source, str(data))
     first = dev.rows[0]["input_ids"]
     assert is_own_data(source, str(data)) and source.head == "token-classification"
@@ -63,4 +63,23 @@ def test_a_task_with_any_number_of_labels_has_its_own_metric(tmp_path):
     assert dev.score(lambda inputs: [outputs], "score") == {"accuracy": pytest.approx(2 / 3)}
     (tmp_path / "mine.yaml").write_text("kind: token-classification\ndata: dev.csv\ndev_share: 0.5\n")
     with pytest.raises(UserError, match="a task for a model with the head token-classification, but .* has the head"):
+        own_dev_set(source, str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "kind", "wanted"),
+    [
+        ("multi_label_classification", ("a", "b"), "single-label", "multi-label"),
+        ("single_label_classification", ("a", "b"), "multi-label", "single-label"),
+        ("single_label_classification", ("1", "2"), "regression", "single-label"),
+        ("regression", ("x",), "single-label", "regression"),
+    ],
+)
+def test_a_task_of_another_kind_is_refused(tmp_path, problem_type, labels, kind, wanted):
+    source = folder_with(tmp_path / "model", AutoModelForSequenceClassification, labels, problem_type=problem_type)
+    rows = "1,2" if kind == "regression" else "a,b"
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "".join(f"t,{row}\n" for row in rows.split(",")))
+    (tmp_path / "mine.yaml").write_text(f"kind: {kind}\ntext: text\nlabel: label\n")
+    with pytest.raises(UserError, match=f"was fine-tuned on a {wanted} task, and this is none; give the task of the"):
         own_dev_set(source, str(tmp_path / "mine.yaml"))
