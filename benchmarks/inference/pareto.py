@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import os
 import re
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 from benchmarks.harness.cli import amount, count, make_folder, user_errors
 from benchmarks.inference.backends import BACKENDS, Row
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.machine import cores
 
 # Everything that needs torch is imported within functions. The rows' processes import this file too,
 # and those that do not use torch must not pay its memory.
@@ -99,8 +99,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SEQUENCESxTOKENS",
         help="what a call reads (default 1x128 32x128)",
     )
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=count, default=cores, help=f"CPU threads (default: all cores, {cores})")
+    parser.add_argument("--threads", type=count, default=cores(), help=f"CPU threads (default: all cores, {cores()})")
     parser.add_argument("--rounds", type=count, default=5, help="rounds in which the models take turns (default 5)")
     parser.add_argument(
         "--seconds", type=amount, default=0.6, help="seconds per shape and turn, for at least one call (default 0.6)"

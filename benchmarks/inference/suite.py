@@ -6,7 +6,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +27,7 @@ from ds_distill.exporters.parity import MARGIN_NATS, get_top1, text_batches, tor
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.machine import cores
 
 MIXED = 32  # number of real sequences whose lengths make the mix
 
@@ -311,8 +311,8 @@ def measure_head(
             batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
             with spinner(f"top-1 predictions of {label}, PyTorch in fp32"):
                 choices[label] = reference_choices(sources[label][0], batches[label])
-    entries, cores = [], len(os.sched_getaffinity(0))
-    counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
+    entries, every = [], cores()
+    counts = list(dict.fromkeys(args.threads or ([every, 1] if head == "encoder" and not args.quick else [every])))
     for threads in counts:
         cases = make_cases(args, head, lengths)
         if threads == 1 and not args.threads and len(counts) > 1:

@@ -81,6 +81,11 @@ class FinetuneConfig:
         """Turn the mappings of a file into terms."""
         self.match = convert(self.match, list[Match], "finetune.match")
 
+    @classmethod
+    def complete(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return settings that a run has kept, with the defaults of those that an earlier version did not have."""
+        return cls().as_dict() | settings
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name, in the form that JSON gives back."""
         return json.loads(json.dumps(asdict(self)))

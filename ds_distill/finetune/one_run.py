@@ -65,7 +65,7 @@ def write_settings(folder: Path, point: FinetuneConfig, device: torch.device) ->
     """
     file = folder / "settings.json"
     if file.is_file():
-        before = FinetuneConfig().as_dict() | json.loads(file.read_text(encoding="utf-8"))["asked"]
+        before = FinetuneConfig.complete(json.loads(file.read_text(encoding="utf-8"))["asked"])
         changed = [
             f"finetune.{name} was {value}, is {now}"
             for name, now in point.as_dict().items()

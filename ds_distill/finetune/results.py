@@ -60,8 +60,7 @@ def make_summary(
     In the summary, a setting's max_length is the one that was used.
     """
     metric = task.metrics[0]
-    default = FinetuneConfig().as_dict()  # of settings that an earlier version, which has made some runs, did not have
-    results = [result | {"settings": default | result["settings"]} for result in results]
+    results = [result | {"settings": FinetuneConfig.complete(result["settings"])} for result in results]
     by_point: dict[str, list[dict]] = {}
     for result in results:
         by_point.setdefault(json.dumps(result["settings"], sort_keys=True), []).append(result)

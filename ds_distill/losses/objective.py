@@ -289,9 +289,9 @@ class Objective(nn.Module):
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0
-        # of all tokens, as in training: fake quantization rounds what a layer reads of a whole batch
-        transformed = self.family.mlm_transform(self.model, hidden)
-        logits = self.family.get_decoder(self.model)(transformed[masked])
+        # as one sequence: fake quantization leaves a layer exact that reads one token of each
+        transformed = self.family.mlm_transform(self.model, hidden[masked][None])[0]
+        logits = self.family.get_decoder(self.model)(transformed)
         return judge_guesses(logits, labels[masked])
 
 

@@ -39,7 +39,7 @@ def make_pareto_sections(folder: Path, studies: Sequence[Path], pictures: Path) 
     """
     results, sections = ParetoFile.read(folder), []
     if not results.turns:
-        raise UserError(f"{folder}: nothing is measured yet; start benchmarks.inference.pareto again, which goes on")
+        raise UserError(f"{folder}: nothing is measured yet; start benchmarks.inference.pareto again, which resumes")
     measured = {entry["study"] for entry in results.models}
     names = [study for study in studies if study.resolve().name in measured or None in measured]
     for study in names:

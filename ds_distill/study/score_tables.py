@@ -190,10 +190,7 @@ def data_set_table(rows: list[dict]) -> Section | None:
                 "points": f"{100 / dev:.2f}" if results[0]["metric"] == "accuracy" else "–",
                 "truncated": _range([sum(result["truncated"].values()) for result in results if "truncated" in result]),
                 "skipped": _range(
-                    [
-                        sum(count for causes in result.get("left_out", {}).values() for count in causes.values())
-                        for result in results
-                    ]
+                    [sum(sum(causes.values()) for causes in result.get("left_out", {}).values()) for result in results]
                 ),
             }
         )

@@ -127,7 +127,7 @@ class Stages:
 
 
 def _find_kept_terms(before: Mapping[str, Match], now: Mapping[str, Match]) -> dict[str, str]:
-    """Return the names of the terms that go on, {name now: name before}.
+    """Return the names of the terms that both stages have, {name now: name before}.
 
     A term is the same whatever its weight. Its name may change, since it counts the terms of its loss.
     """

@@ -4,7 +4,7 @@ Rank 0 prints a JSON line {name: losses}. The arguments are a folder, then "trai
 "load STAGE DTYPE NAME" for each case, where NAME is that of a case that trained
 (stage-dtype-ranks). "relay" instead of "load" saves again after one more step. With "refuse", the
 checkpoint must be refused. With "longer", the rates are printed at which a run of twice the steps
-goes on. "train/torch" uses torch's optimizer, and so do the other words with
+continues. "train/torch" uses torch's optimizer, and so do the other words with
 "/torch". Where the ranks cannot have equal shares of the batch, the smaller ones are filled up.
 """
 
