@@ -25,7 +25,7 @@ from ds_distill.training import checkpoint
 from ds_distill.training.checkpoint_writer import CheckpointWriter, Saved
 from ds_distill.training.deviations import divide_by_deviations
 from ds_distill.training.evaluation import FIGURES, evaluate
-from ds_distill.training.interrupt import StopRequest
+from ds_distill.training.interrupt import Interrupted, StopRequest
 from ds_distill.training.matched_evaluation import evaluate_matches
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
@@ -122,46 +122,31 @@ class Trainer:
             StoppedError: The run was asked to stop, and has saved.
             UserError: Too many steps in a row were not finite.
         """
-        resumed = self.restore()
+        saved_at = self.restore()
         if self.stages:
             self.state.begin_stage(self.stages.at(self.state.step).number)
         self.divide_by_deviations()
         log_header(overview(self))
         self.saving = when_to_save(self.settings, self.total_steps)
         self.evaluating = when_to_evaluate(self.settings, self.total_steps)
-        on_gpu = self.device.type == "cuda"
         # all ranks hear signals before a first file shows that the run has begun; trackers may upload after that
         with contextlib.ExitStack() as shown, StopRequest() as stop:
             torch.distributed.barrier()
             self.metrics = shown.enter_context(
                 Metrics(self.recipe, self.folder, self.state, self.total_steps, self.title, self.device)
             )
-            if not resumed or self.state.step == self.total_steps:
-                self.evaluate()  # a finished run is evaluated on texts that are new to it
-            for step, batches, counts in self.loader.prefetch(
-                self.state.step, self.total_steps, pin=on_gpu, process=on_gpu
-            ):
-                result = self.train_step(step, batches, counts, stop.requested)
-                self.advance_checkpoint(result)
-                try:
-                    self.guard.check(step, result)
-                except UserError:
-                    self.writer.wait()  # the ranks are here together, and the newest checkpoint is worth having
-                    raise
-                self.state.update(result, counts)
-                self.metrics.log(self.state, result, self.engine.learning_rate, self.step.compile_seconds or 0.0)
-                self.compare_ranks()
-                self.enter_stage()
-                if self.evaluating.is_due(self.state.step, result.evaluate):
-                    self.evaluate()
-                if result.stop or self.saving.is_due(self.state.step, result.save):
+            try:
+                # a stop may have cut the evaluation of a checkpoint's step short, and a finished run may have new texts
+                if self.evaluating.is_due(self.state.step, asked=self.state.step == 0):
+                    self.evaluate(stop)
+                self.train(stop)
+            except Interrupted:
+                if self.state.step != saved_at:
                     self.save()
-                if result.stop and self.state.step < self.total_steps:
-                    break
             with self.metrics.during("saving"):
                 self.writer.wait()
             self.log_checkpoint()
-        if self.state.step < self.total_steps:
+        if self.state.step < self.total_steps or not all(map(self.state.was_evaluated, self.heldout)):
             raise StoppedError(
                 f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
                 f"{self.folder.checkpoints}"
@@ -170,12 +155,41 @@ class Trainer:
             self.teacher.assert_frozen()
         return self.summary()
 
-    def restore(self) -> bool:
-        """Collective: resume from the newest sound checkpoint; return whether there is one."""
+    def restore(self) -> int | None:
+        """Collective: resume from the newest sound checkpoint; return its step, or None where there is none."""
         if self.found is None:
-            return False
+            return None
         self.state = TrainState.from_checkpoint(checkpoint.load(self.engine, self.found))
-        return True
+        return self.state.step
+
+    def train(self, stop: StopRequest) -> None:
+        """Collective: take the steps that are left, and evaluate and save between them, until a rank is asked to stop.
+
+        Raises:
+            Interrupted: As `evaluate`.
+            UserError: Too many steps in a row were not finite.
+        """
+        on_gpu = self.device.type == "cuda"
+        for step, batches, counts in self.loader.prefetch(
+            self.state.step, self.total_steps, pin=on_gpu, process=on_gpu
+        ):
+            result = self.train_step(step, batches, counts, stop.requested)
+            self.advance_checkpoint(result)
+            try:
+                self.guard.check(step, result)
+            except UserError:
+                self.writer.wait()  # the ranks are here together, and the newest checkpoint is worth having
+                raise
+            self.state.update(result, counts)
+            self.metrics.log(self.state, result, self.engine.learning_rate, self.step.compile_seconds or 0.0)
+            self.compare_ranks()
+            self.enter_stage()
+            if self.evaluating.is_due(self.state.step, result.evaluate):
+                self.evaluate(stop)
+            if result.stop or self.saving.is_due(self.state.step, result.save):
+                self.save()
+            if result.stop and self.state.step < self.total_steps:
+                break
 
     def divide_by_deviations(self) -> None:
         """Collective: give the objective the teacher's deviations that it divides by, measured once in a run."""
@@ -250,12 +264,17 @@ class Trainer:
         if figures := self.rank_times.add(self.state.step, self.step.own_time.take() + self.step_wait):
             self.metrics.log_ranks(figures, self.state.step)
 
-    def evaluate(self) -> None:
-        """Collective: evaluate on every held-out set that has not been evaluated at this step."""
+    def evaluate(self, stop: StopRequest) -> None:
+        """Collective: evaluate on every held-out set that has not been evaluated at this step.
+
+        Raises:
+            Interrupted: A rank was asked to end the run. A run that resumes from a checkpoint of this step
+                evaluates what is missing, if the evaluation was due at the step and not by the clock.
+        """
         for name, make_batches in self.heldout.items():
             if not self.state.was_evaluated(name):
                 with self.metrics.during("evaluating"), self.evaluating.occurrence():
-                    figures = self.measure(make_batches())
+                    figures = self.measure(stop.interrupt(make_batches(), self.device))
                 self.state.add_evaluation(name, figures)
                 self.metrics.log_evaluation(name, figures, self.state.step)
 

@@ -288,6 +288,22 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
     assert_same_run(job.output, undisturbed.output)
 
 
+@pytest.mark.promise("SIGTERM within a held-out evaluation is heard at its next batch; the run resumes bit-equal")
+def test_asked_to_end_within_an_evaluation(world, tmp_path):
+    options = [*shape(1, "fp32"), "--training.save_every", 1000, "--training.max_tokens", 256 * 10]
+    undisturbed = Job(world, tmp_path / "undisturbed", 2, *options)
+    undisturbed.finish()
+    job = Job(world, tmp_path / "asked", 2, *options)
+    for steps in (0, 7, 10):  # before the first step, between two, and after the last
+        job.processes = start_ranks(2, "tests.end_to_end.interrupted_worker", steps, *job.arguments)
+        results = [process.wait() for process in job.processes]
+        job.processes = []
+        assert [done.returncode for done in results] == [75, 75], results[0].stderr[-3000:]
+        assert job.published[-1].name == f"step-{steps:09d}"
+    job.finish()
+    assert_same_run(job.output, undisturbed.output)
+
+
 def resident(pid: int) -> int:
     """Return the bytes that a process holds in memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
