@@ -17,11 +17,12 @@ from ds_distill.config.yaml_text import load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
 from ds_distill.run_record import write_record
+from ds_distill.study.contents import check_contents, task_contents, teacher_contents
 from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
 from ds_distill.study.scheduler import Job, run_jobs
-from ds_distill.tasks.own_task import find_task, get_label, is_task_file
+from ds_distill.tasks.own_task import get_label, is_task_file
 from ds_distill.utils.articles import counted
 from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError, expand_user
@@ -64,13 +65,13 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             raise UserError(f"{job.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    contents = {"recipe": _load_base(study.base), "task_files": _read_task_files(study)}
-    record = json.loads(json.dumps(asdict(study) | contents, default=str))
+    files = {"recipe": _load_base(study.base), "task_files": _read_task_files(study)}
+    record = json.loads(json.dumps(asdict(study) | files, default=str))
     del record["launch"], record["jobs"]  # How the study is run may change.
-    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
-        if changed := _get_changed_keys(_expand_home(before), record):
-            raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
-    _read_tasks(study, jobs)
+    before = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None
+    if before and (changed := _get_changed_keys(_expand_home(before), record)):
+        raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
+    contents = _read_tasks(study, jobs)
     students = [
         (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
     ]
@@ -79,9 +80,13 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
 
         with_prepared_settings(students[0][1], Path(study.tokens))  # says which settings of the recipe do not count
     _check_teacher(study, students)
+    if not all(job.done for job in jobs):
+        contents |= teacher_contents(study)
+    known = (before or {}).get("contents", {})
+    check_contents(study, known, contents, output)
     pending = {job.what for job in jobs if not job.done}
     check_matches(study, {name: recipes.get(f"distill {name}") for name in study.students}, pending)
-    write_json(plan, record)
+    write_json(plan, record | {"contents": known | contents})
     done, stored = sum(job.done for job in jobs), read_summary(output)
     if done == len(jobs):
         log(f"{output}: finished before ({done} of {done} jobs), nothing to do")
@@ -168,15 +173,14 @@ def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: S
             raise UserError(f"{name}: {error}") from error
 
 
-def _read_tasks(study: Study, jobs: list[Job]) -> None:
-    """Raise UserError for mistakes in a task's files, which would otherwise come up only when its turn comes."""
-    from ds_distill.finetune.data import load_data  # It imports torch, and a report need not wait for that.
-
-    for task in study.tasks:
-        if any(job.argv[:3] == ("finetune", "--task", task) and not job.done for job in jobs):
-            with spinner(f"reading {get_label(task)}"):
-                data = study.get_task_data(task)
-                load_data(find_task(task, data), str(expand_user(data)) if data else None)
+def _read_tasks(study: Study, jobs: list[Job]) -> dict[str, str]:
+    """Return what the files hold of each task that has a job to do."""
+    pending = [
+        task
+        for task in study.tasks
+        if any(job.argv[:3] == ("finetune", "--task", task) and not job.done for job in jobs)
+    ]
+    return {name: digest for task in pending for name, digest in task_contents(study, task).items()}
 
 
 def _expand_home(plan: dict) -> dict:

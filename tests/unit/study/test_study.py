@@ -1,6 +1,7 @@
 """Test a study's plan: its steps, how it may grow, and which mistakes are reported before its first step."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ds_distill.study.run import _expand_home, _get_changed_keys, _load_base, ru
 from ds_distill.study.score_tables import task_tables
 from ds_distill.study.variants import Variant
 from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
 
 
 def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -263,6 +265,30 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
     with pytest.raises(UserError, match="train.jsonl, line 1: label 2: not a label of rte"):
         run_study(study, tmp_path / "out", check_command)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_lies_at_a_path_may_not_change_while_jobs_are_left(tmp_path, monkeypatch):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "rte").mkdir()
+    weights = save_encoder("bert", tmp_path / "teacher") / "model.safetensors"
+    examples = [tmp_path / "rte" / f"{split}.jsonl" for split in ("train", "validation")]
+    for file in examples:
+        file.write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": 1}))
+    plan = ["ds_configs/small_real.yaml", str(tmp_path / "teacher"), [str(tmp_path / "text.txt")], [], str(tmp_path)]
+    study = Study(*plan, {"a": {"student.init_layers": [0, 1], "data.sequence_length": 32}}, ["rte"])
+    monkeypatch.setattr("ds_distill.study.run.run_jobs", lambda *_: None)  # as if it were stopped at once
+    run_study(study, tmp_path / "out", check_command)
+    run_study(study, tmp_path / "out", check_command)
+    for file, words in (
+        (examples[1], f"the study began with another task rte ({tmp_path}/rte): choose another --output"),
+        (weights, f"the study began with another teacher ({tmp_path}/teacher): choose another --output"),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b'"a"', b'"c"') if file in examples else before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(UserError, match=re.escape(words)):
+            run_study(study, tmp_path / "out", check_command)
+        file.write_bytes(before)
+    run_study(study, tmp_path / "out", check_command)
 
 
 @pytest.mark.parametrize("name", ["no", "2024", "1e3", "null", "..", ".", "...", "a/b", "-x", "läuft", "2024-01-01"])
