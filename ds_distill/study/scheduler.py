@@ -144,6 +144,7 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
     waiting = [job for job in jobs if not job.done]
     parallel, running = max(1, min(parallel, len(waiting))), dict[int, tuple[Job, subprocess.Popen]]()  # by slot
     with _collect_signals() as signals, progress(len(jobs), "study", "job", initial=len(jobs) - len(waiting)) as bar:
+        bar.is_even = False  # jobs take seconds or hours
         try:
             while waiting or running:
                 _start_more(running, waiting, parallel, logs)

@@ -156,6 +156,9 @@ class ProgressBar(tqdm):
     disable: bool
     figures: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
+    is_even = (
+        True  # whether the units take about as long as each other, so that those done tell how long the rest takes
+    )
 
     def update(self, n: float = 1) -> bool | None:
         if n:
@@ -180,7 +183,7 @@ class ProgressBar(tqdm):
             parts.append(self._rate(rate))
         if self.n == self.total:
             parts.append(f"in {tqdm.format_interval(elapsed)}")
-        elif self.total and rate:
+        elif self.total and rate and self.is_even:
             parts.append(f"{tqdm.format_interval((self.total - self.n) / rate)} left")
         elif elapsed >= 1:
             parts.append(f"{tqdm.format_interval(elapsed)} so far")

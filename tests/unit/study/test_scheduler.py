@@ -94,6 +94,12 @@ def test_what_each_of_several_jobs_said_last_is_shown(tmp_path, monkeypatch, cap
     assert "left, right, " in (err := capsys.readouterr().err) and "left: step 7 of 9, right: step 7 of 9\n" in err
 
 
+def test_short_jobs_do_not_tell_how_long_the_others_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console._Pause, "is_over", lambda pause: True)
+    run_jobs([job(tmp_path, "short"), job(tmp_path, "long")], 1, tmp_path / "logs")
+    assert "study: job 1 of 2, long" in (err := capsys.readouterr().err) and " left" not in err
+
+
 def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
     """The summary of fewer seeds is already there."""
     (tmp_path / "teacher").mkdir()
