@@ -245,7 +245,9 @@ def page(rows: list[dict], options: argparse.Namespace) -> str:
     for name in dict.fromkeys(row["family"] for row in rows):
         of_family = [row["ahead"] for row in rows if row["family"] == name]
         verdicts.append(f"{name} {sum(of_family)} of {len(of_family)}")
-    where = f"{describe(torch.device('cpu'))}, {torch.get_num_threads()} threads, {datetime.date.today().isoformat()}"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread{'s' if threads > 1 else ''}"
+    where = f"{describe(torch.device('cpu'))}, {used}, {datetime.date.today().isoformat()}"
     return f"""# What a teacher is worth, family by family
 
 Question: does a student of half its teacher's depth learn more with the teacher than without, in each family?
