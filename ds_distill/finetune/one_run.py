@@ -29,6 +29,7 @@ from ds_distill.finetune.trainer import (
     find_checkpoint,
     make_arguments,
     score_answers,
+    train,
 )
 from ds_distill.finetune.weight_average import WeightAverage
 from ds_distill.models.folder import find_model_folder
@@ -142,7 +143,7 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
     with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
         trainer.add_callback(ReportCallback(trackers))
-        trainer.train(resume_from_checkpoint=checkpoint)
+        train(trainer, checkpoint)
         unquantize(model_to_train)
         if average:
             average.apply()

@@ -27,14 +27,15 @@ from ds_distill.tasks.squad import Questions
 from ds_distill.tasks.squad_answers import Answer, postprocess_spans, squad_scores
 from ds_distill.tasks.squad_spans import Spans
 from ds_distill.tracking.trackers import Trackers
+from ds_distill.training.interrupt import StopRequest
 from ds_distill.utils.console import skip
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.memory import trim_heap
 
 # A model's answers by dev set: fp32 [examples, classes], or the answers to questions.
 DevAnswers = dict[str, np.ndarray | list[np.ndarray] | list[Answer]]
 
-SAVE_EVERY = 200  # steps
+SAVE_EVERY, SAVE_SECONDS = 200, 300.0  # the steps, and the seconds of training, between checkpoints at most
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
 # that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
 TRIM_HEAP_EVERY = 25
@@ -212,6 +213,38 @@ def score_answers(task: Task, dev: EncodedDev, answers: DevAnswers) -> Measured:
             else {f"{split.removeprefix('validation_')}_{name}": value for name, value in split_figures.items()}
         )
     return figures
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train a model in place, from a checkpoint on if there is one. A signal asks for a checkpoint and the end.
+
+    Raises:
+        StoppedError: The process was asked to end, and a checkpoint is there.
+    """
+    with StopRequest() as stop:
+        trainer.add_callback(SaveInTime(stop))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if stop.requested:
+            folder, state = trainer.args.output_dir, trainer.state
+            raise StoppedError(
+                f"stopped at step {state.global_step} of {state.max_steps}; the same command resumes from {folder}"
+            )
+
+
+class SaveInTime(TrainerCallback):
+    """A callback that saves by the clock, since 200 steps of a large model take half an hour, and before the end."""
+
+    def __init__(self, stop: StopRequest):
+        self.stop, self._saved = stop, time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop.requested:
+            control.should_save = control.should_training_stop = True
+        elif time.monotonic() - self._saved >= SAVE_SECONDS:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self._saved = time.monotonic()
 
 
 class ProgressBar(TrainerCallback):

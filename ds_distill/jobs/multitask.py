@@ -27,7 +27,14 @@ from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import log_not_read
 from ds_distill.finetune.one_run import memory_remedy, resolve_precision
-from ds_distill.finetune.trainer import SAVE_EVERY, ProgressBar, ReportCallback, find_checkpoint, make_arguments
+from ds_distill.finetune.trainer import (
+    SAVE_EVERY,
+    ProgressBar,
+    ReportCallback,
+    find_checkpoint,
+    make_arguments,
+    train,
+)
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.teacher import weights_fingerprint
@@ -271,4 +278,4 @@ def _train(run: Run, model: MultitaskModel, steps: Steps, checkpoint: str | None
             callbacks=[ProgressBar(bar), ReportCallback(trackers)],
         )
         trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
-        trainer.train(resume_from_checkpoint=checkpoint)
+        train(trainer, checkpoint)

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -80,7 +81,9 @@ class StopRequest:
             yield item
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
+        # only a process's main thread may say what a signal does; a notebook's may have others
+        is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._request) for number in SIGNALS} if is_main else {}
         self._blocked = blocked_signals()
         self._blocked.__enter__()
         return self

@@ -1,6 +1,8 @@
 """Test heads, data as models read it, and interrupted runs, in one process on tiny models."""
 
 import json
+import math
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -33,7 +35,7 @@ from ds_distill.losses.task_distillation import temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import StoppedError, UserError
 
 SIZES = {
     "hidden_size": 32,
@@ -229,8 +231,26 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
     assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
 
 
+def test_a_checkpoint_is_due_by_the_clock_of_the_last_one(monkeypatch):
+    now, stop, control = [0.0], SimpleNamespace(requested=False), SimpleNamespace
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    callback = trainer_module.SaveInTime(stop)
+
+    def at(seconds):
+        now[0], asked = seconds, control(should_save=False, should_training_stop=False)
+        callback.on_step_end(None, None, asked)
+        if asked.should_save:
+            callback.on_save(None, None, asked)
+        return asked
+
+    assert [seconds for seconds in (299, 300, 599, 601, 900, 901) if at(seconds).should_save] == [300, 601, 901]
+    stop.requested = True
+    assert at(902) == control(should_save=True, should_training_stop=True)
+
+
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(one_run, "SAVE_EVERY", 4)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", math.inf)
     point = FinetuneConfig(  # 5 steps per epoch; the mean is of the last 10 steps, and the last 8 are rounded
         epochs=4,
         batch_size=8,
@@ -257,6 +277,19 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     whole = run("whole", [point])
     assert sorted({*epochs}) == [0, 1, 2, 3]
     step = trainer_module.ProgressBar.on_step_end
+    left = tmp_path / "broken" / "seed=0"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            trainer_module.ProgressBar,
+            "on_step_end",
+            lambda self, args, state, control, **kwargs: (
+                signal.raise_signal(signal.SIGTERM) if state.global_step == 6 else None,
+                step(self, args, state, control, **kwargs),
+            )[1],
+        )
+        with pytest.raises(StoppedError, match="stopped at step 6 of 20; the same command resumes from"):
+            run("broken", [point])
+    assert (left / "checkpoints" / "checkpoint-6" / "trainer_state.json").is_file()
     with monkeypatch.context() as patch:
         patch.setattr(
             trainer_module.ProgressBar,
@@ -269,7 +302,6 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         )
         with pytest.raises(KeyboardInterrupt):
             run("broken", [point])
-    left = tmp_path / "broken" / "seed=0"
     assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (
         left / "result.json"
     ).exists()

@@ -287,6 +287,7 @@ def test_a_finished_run_is_not_done_again_even_where_it_was_moved(world, tuned, 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tuned, tmp_path, monkeypatch):
     whole, summary = tuned
     monkeypatch.setattr(multitask_module, "SAVE_EVERY", 12)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", math.inf)
     options = {"mlm_fraction": 0.25, "corpus": (), "tokens": str(whole / "tokens")}
     step, scores = trainer_module.ProgressBar.on_step_end, multitask_results.score_model
 

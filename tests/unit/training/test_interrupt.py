@@ -26,6 +26,15 @@ def test_a_signal_asks_and_afterwards_ends_the_process_again(handlers, number):
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
 
 
+def test_a_thread_leaves_signals_to_the_main_one(handlers):
+    def enter():
+        with StopRequest() as stop:
+            return stop.requested, {number: signal.getsignal(number) for number in SIGNALS}
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() == (False, handlers)
+
+
 def start_compiler(pool: ThreadPoolExecutor) -> subprocess.Popen:
     return pool.submit(subprocess.Popen, ["sh", "-c", "read line; exit 7"], stdin=subprocess.PIPE).result()
 
