@@ -120,5 +120,7 @@ def _start_launcher(script: str, ranks: str, argv: list[str], node: Node | None)
         *argv,
     ]
     let_ranks_save(launch, len(devices))
-    signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
     launch.main()

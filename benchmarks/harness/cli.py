@@ -10,14 +10,15 @@ from pathlib import Path
 
 from ds_distill.cli.terminal import replace_unencodable_characters
 from ds_distill.utils.console import close_bars
-from ds_distill.utils.errors import UserError, get_message
+from ds_distill.utils.errors import StoppedError, UserError, get_message
 
 
 @contextlib.contextmanager
 def user_errors(program: str) -> Iterator[None]:
     """Turn a UserError or OSError into one sentence and exit status 2, and Ctrl-C into exit status 130.
 
-    Characters that the terminal cannot show are replaced.
+    A run that was asked to end, and has saved, ends with the status of a StoppedError. Characters that the
+    terminal cannot show are replaced.
     """
     replace_unencodable_characters()
     try:
@@ -25,7 +26,7 @@ def user_errors(program: str) -> Iterator[None]:
     except (UserError, OSError) as error:
         close_bars()
         print(f"{program}: {get_message(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(StoppedError.STATUS if isinstance(error, StoppedError) else 2) from None
     except KeyboardInterrupt:
         close_bars()
         print(f"\n{program}: stopped", file=sys.stderr)

@@ -26,6 +26,7 @@ import argparse
 import copy
 import datetime
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -284,6 +285,7 @@ def run(args: argparse.Namespace) -> int:
     """
     silence_libraries(False)
     on_cpu_only()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the trainer too, as Ctrl-C does
     options = build_parser().parse_args(
         ["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher]
     )["distill"]

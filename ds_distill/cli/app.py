@@ -77,6 +77,9 @@ def silence_libraries(debug: bool) -> None:
     hf_logging.disable_progress_bar()
 
 
+RESUMED = {"augment", "distill", "finetune", "multitask", "prepare", "pretrain", "prune", "run", "study"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status. The first rank reports a mistake, once."""
     if argv is None:
@@ -113,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         close_bars()
-        log("\nds-distill: interrupted; finished work is kept, and the same command resumes from there")
+        kept = "finished work is kept, and the same command resumes from there"
+        log(f"\nds-distill: interrupted; {kept if argv[0] in RESUMED else 'the same command starts over'}")
         return 130
     if is_first() and sys.stdout.isatty() and not options.json:
         if closing := command.closing(options, summary):

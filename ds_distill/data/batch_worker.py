@@ -25,7 +25,7 @@ LOOK = 1.0  # seconds between two looks for the parent
 
 def main() -> None:
     """Make batches until the last step, an error, or the end of the parent."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # They may reach all processes; the parent answers them.
     link, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     parent = os.getppid()

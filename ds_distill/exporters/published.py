@@ -26,7 +26,7 @@ from ds_distill.reporting.card_sections import MADE_WITH, PIPELINES, QUANTIZED, 
 from ds_distill.reporting.provenance import parse_front_matter
 from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_json
+from ds_distill.utils.files import write_atomically, write_json
 
 # Servers choose a pipeline by these keys of a config.json.
 TASK_KEYS = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
@@ -142,4 +142,4 @@ def _make_card(source: ExportModel, name: str, *, embeds: bool) -> str:
 def declare_quantized(card: Path, source: ExportModel) -> None:
     """Have the card of an export of a model of the Hub tell the Hub that it is a quantized form of it."""
     if hub.name_in_cache(source.folder):
-        card.write_text(set_metadata(card.read_text(encoding="utf-8"), base_model_relation=QUANTIZED), encoding="utf-8")
+        write_atomically(card, set_metadata(card.read_text(encoding="utf-8"), base_model_relation=QUANTIZED))

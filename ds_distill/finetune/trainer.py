@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +33,7 @@ from ds_distill.tracking.trackers import Trackers
 from ds_distill.training.interrupt import StopRequest
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import StoppedError, UserError
+from ds_distill.utils.files import sync
 from ds_distill.utils.memory import trim_heap
 
 # A model's answers by dev set: fp32 [examples, classes], or the answers to questions.
@@ -68,7 +72,6 @@ def make_arguments(
         "use_cpu": cpu,
         "save_strategy": "steps",
         "save_steps": save_every,
-        "save_total_limit": 1,
         "logging_steps": 20,
         "eval_strategy": "no",
         "report_to": "none",
@@ -84,11 +87,11 @@ def make_arguments(
 
 def find_checkpoint(folder: Path) -> tuple[int, str | None]:
     """Return (the steps that a run has done, its newest whole checkpoint); (0, None) where there is none."""
-    # Trainer writes trainer_state.json last.
-    whole = {
-        int(file.parent.name.split("-")[1]): str(file.parent)
-        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
-    }
+    whole = {}
+    # Trainer writes trainer_state.json last; a disk that was full just then has left an empty one.
+    for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            whole[json.loads(file.read_text(encoding="utf-8"))["global_step"]] = str(file.parent)
     last = max(whole, default=0)
     return last, whole.get(last)
 
@@ -244,6 +247,15 @@ class SaveInTime(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
+        """Remove all checkpoints but the new one, once it would outlast a power cut."""
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in newest.rglob("*"):
+            sync(file)
+        for place in (newest, newest.parent):
+            sync(place)
+        for other in newest.parent.glob("checkpoint-*"):
+            if other != newest:
+                shutil.rmtree(other, ignore_errors=True)
         self._saved = time.monotonic()
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from ds_distill.reporting.card_sections import MADE_WITH
 from ds_distill.reporting.provenance import parse_front_matter
+from ds_distill.utils.files import write_atomically
 
 EXAMPLE_NAME = re.compile(r'^name = "[^"]*".*$', re.MULTILINE)
 
@@ -48,4 +49,4 @@ def put_section(card: Path, heading: str, text: str) -> None:
         )
     else:
         new_text = (old_text.rstrip("\n") + "\n\n" if old_text else "") + section
-    card.write_text(new_text, encoding="utf-8")
+    write_atomically(card, new_text)

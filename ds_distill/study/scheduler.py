@@ -20,15 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_distill.utils.articles import counted
 from ds_distill.utils.console import ProgressBar, log, progress
 from ds_distill.utils.devices import visible_gpus
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.files import read_summary
 from ds_distill.utils.progress import note_progress
 
 TAIL = 4  # how many lines of a failed job's log file are shown
 TAIL_BYTES = 1000  # of a running job's log file, in which its last line is looked for
 LATE = 10.0  # seconds
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # to end, as of a distillation
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
     first, and the others resume from what they have kept.
 
     Raises:
-        UserError: If a job fails or SIGTERM arrives.
+        StoppedError: If a signal other than Ctrl-C arrives, at the study or at a job.
+        UserError: If a job fails.
         KeyboardInterrupt: On Ctrl-C.
     """
     waiting = [job for job in jobs if not job.done]
@@ -159,13 +162,16 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
                 if signal.SIGINT in signals:
                     raise KeyboardInterrupt
                 if signals:
-                    raise UserError("study: terminated by SIGTERM; repeat the command to resume")
+                    name = signal.Signals(signals[0]).name
+                    raise StoppedError(f"study: asked to end by {name}; repeat the command to resume")
                 for slot, (job, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
                         _check_done(job, process.returncode, _get_log_file(job, logs) if parallel > 1 else None)
                         bar.update()
         except BaseException:
+            if running:
+                log(f"study: waiting for {counted(len(running), 'job')} to save")
             for _, process in running.values():
                 process.terminate()
             for _, process in running.values():
@@ -183,7 +189,7 @@ def _show(bar: ProgressBar, running: dict, logs: Path | None) -> None:
 
 @contextlib.contextmanager
 def _collect_signals() -> Iterator[list[int]]:
-    """Yield a list that SIGTERM and the first Ctrl-C fill.
+    """Yield a list that the first Ctrl-C and other requests to end fill.
 
     An exception at any moment could come after a job has started and before it is registered.
     """
@@ -194,11 +200,8 @@ def _collect_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
-    # Where a shell has SIGINT ignored, it stays ignored.
-    watched = [
-        signal.SIGTERM,
-        *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
-    ]
+    # What a shell or nohup has ignored stays ignored.
+    watched = [number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN]
     before: dict[int, Any] = {number: signal.signal(number, collect) for number in watched}
     try:
         yield signals
@@ -294,6 +297,8 @@ def _check_done(job: Job, status: int, log_file: Path | None) -> None:
         time.sleep(0.1)
     if job.done:
         return
+    if status == StoppedError.STATUS:
+        raise StoppedError(f"study: {job.what} was asked to end, and has saved; repeat the command to resume")
     if log_file:
         log("\n" + "\n".join(_split_log(log_file.read_text(errors="replace", encoding="utf-8"))[-TAIL:]))
     reason = f"ended with status {status}" if status else f"ended without writing {job.output / 'summary.json'}"

@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -121,6 +122,8 @@ def report(
 
 def main(tracker: str, folder: Path) -> NoReturn:
     """Report a run, and end this process; the user gets a line about what goes wrong."""
+    # A training blocks the signals that ask for its end, and processes that it starts would keep them blocked.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # What the library prints, also from programs that it starts, goes to standard error.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

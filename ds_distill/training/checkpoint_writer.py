@@ -35,7 +35,7 @@ from ds_distill.training.engine import Engine
 from ds_distill.training.trusted import close_to_others
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import remove
+from ds_distill.utils.files import remove, sync
 from ds_distill.utils.progress import note_progress
 from ds_distill.utils.resources import explain_disk_full
 
@@ -261,10 +261,10 @@ class CheckpointWriter:
             MemoryFile(text.encode()).move_to(partial / "state" / MANIFEST)
         for path in (partial / "state" / MANIFEST, partial / "state"):
             close_to_others(path)
-        _sync_folder(partial / "state")
+        sync(partial / "state")
         remove(final)
         os.replace(partial / "state", final)
-        _sync_folder(self.folder)  # the rename itself must survive a power cut
+        sync(self.folder)  # the rename itself must survive a power cut
         seconds = time.perf_counter() - self._began
         _remove_surplus(partial)  # DeepSpeed leaves its conversion script in it
         # a checkpoint that somebody has moved elsewhere and linked to stays
@@ -311,11 +311,3 @@ def _remove_surplus(path: Path) -> None:
         remove(path)
     except OSError as error:
         log(f"{error.filename or path}: {error.strerror}; {path} is not needed any more, and is left")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,10 @@
 """Requests to end a run: signals, and the end of the command that started it."""
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -11,10 +13,17 @@ import torch
 
 from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.runner import Runner
-from ds_distill.utils.console import log
+from ds_distill.utils.console import log, log_event
 
-# SIGUSR1 is what Slurm users often ask for before a job's time ends, and mpirun passes it on to its processes.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SIGUSR1 is what Slurm users often ask for before a job's time ends, and mpirun passes it on to its processes. SIGHUP
+# comes from a terminal that is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+AGAIN = 1.0  # seconds after which a second Ctrl-C is a person's, and not a launcher's that passes on the first one
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Return the signals that ask for an end: without those that nohup, or a shell in the background, has ignored."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -24,7 +33,7 @@ def blocked_signals() -> Iterator[None]:
     A terminal and Slurm signal all processes of a job. A compiler that ends by one is an error of torch.compile, which
     would end the run before it can save.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heeded_signals())
     try:
         yield
     finally:
@@ -42,13 +51,19 @@ class StopRequest:
     """While it is entered, a signal asks for a save and an exit, instead of ending the process.
 
     So does the end of DeepSpeed's command, which passes no signal on. Ranks agree on it by a flag in
-    each step's all-reduce.
+    each step's all-reduce. The first signal is answered by a line in the log, and a second Ctrl-C ends
+    the process at once, whatever it is doing. A signal that comes too late to end the run has its usual
+    effect at the end.
 
     The signals are blocked in this thread, as in `blocked_signals`.
+
+    Attributes:
+        answered: Whether the run ends before its time, because this rank or another was asked.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.answered = False
+        self._heard: list[int] = []
         self._runner = Runner()
         if self._runner.hears_nothing:
             log(
@@ -59,7 +74,7 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether this rank was asked to end the run."""
-        return self._asked or not signal.sigpending().isdisjoint(SIGNALS) or self._runner.has_ended
+        return bool(self._heard) or not signal.sigpending().isdisjoint(self._heeded) or self._runner.has_ended
 
     def interrupt(self, items: Iterable[Item], device: torch.device) -> Iterator[Item]:
         """Collective: yield items, of which all ranks have as many, until a rank was asked to end the run.
@@ -81,19 +96,40 @@ class StopRequest:
             yield item
 
     def __enter__(self) -> "StopRequest":
+        self._heeded = heeded_signals()
         # only a process's main thread may say what a signal does; a notebook's may have others
         is_main = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._request) for number in SIGNALS} if is_main else {}
+        self._before = {number: signal.signal(number, self._handle) for number in self._heeded} if is_main else {}
         self._blocked = blocked_signals()
         self._blocked.__enter__()
+        self._left = threading.Event()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()  # with the signals blocked, so that it can wait for them
         return self
 
-    def _request(self, signal_number: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _listen(self) -> None:
+        """Take signals from the process while this thread's Python code may be in a long call."""
+        while not self._left.is_set():
+            if taken := signal.sigtimedwait(self._heeded, 0.2):
+                self._handle(taken.si_signo)
+
+    def _handle(self, number: int, frame: FrameType | None = None) -> None:
+        now = time.monotonic()
+        if not self._heard:
+            self._first = now
+            name = signal.Signals(number).name
+            log_event(f"asked to end by {name}: saving after this step; Ctrl-C ends at once and saves nothing")
+        elif number == signal.SIGINT and now - self._first > AGAIN:
+            os._exit(128 + number)  # the main thread may be in a call that never returns
+        self._heard.append(number)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._left.set()
+        self._listener.join()
         self._blocked.__exit__(None, None, None)
         for number, handler in self._before.items():
             # A launcher answers a lost rank with SIGTERM to the others, which are about to say why they end.
             if kind is None or not issubclass(kind, RuntimeError) or number == signal.SIGINT or world_size() == 1:
                 signal.signal(number, handler)
+        if kind is None and self._heard and self._before and not self.answered:
+            signal.raise_signal(self._heard[0])

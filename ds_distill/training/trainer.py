@@ -146,7 +146,9 @@ class Trainer:
             with self.metrics.during("saving"):
                 self.writer.wait()
             self.log_checkpoint()
-        if self.state.step < self.total_steps or not all(map(self.state.was_evaluated, self.heldout)):
+            evaluated = all(map(self.state.was_evaluated, self.heldout))
+            stop.answered = self.state.step < self.total_steps or not evaluated
+        if stop.answered:
             raise StoppedError(
                 f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
                 f"{self.folder.checkpoints}"

@@ -17,6 +17,15 @@ def write_atomically(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def sync(path: Path) -> None:
+    """Have the disk keep the bytes of a file, or the names in a folder, through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link (not what it leads to), or a folder with all that is in it; nothing may be there."""
     if path.is_symlink() or path.is_file():

@@ -105,17 +105,23 @@ def test_prepare_takes_a_recipe_with_a_teacher():
     assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
 
 
-def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("finetune", "finished work is kept, and the same command resumes from there"),
+        ("trim", "the same command starts over"),
+    ],
+)
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path, command, words):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.COMMANDS["finetune"], "run", interrupted)
-    monkeypatch.setattr(cli.COMMANDS["finetune"], "check", lambda options: None)
-    monkeypatch.setattr(cli.COMMANDS["finetune"], "check_paths", lambda options: None)
-    assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith(
-        "ds-distill: interrupted; finished work is kept, and the same command resumes from there\n"
-    )
+    monkeypatch.setattr(cli.COMMANDS[command], "run", interrupted)
+    monkeypatch.setattr(cli.COMMANDS[command], "check", lambda options: None)
+    monkeypatch.setattr(cli.COMMANDS[command], "check_paths", lambda options: None)
+    assert cli.main([command, "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith(f"ds-distill: interrupted; {words}\n")
+    assert cli.RESUMED < cli.COMMANDS.keys()
 
 
 def said_by(capsys, *words) -> str:

@@ -231,16 +231,18 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
     assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
 
 
-def test_a_checkpoint_is_due_by_the_clock_of_the_last_one(monkeypatch):
+def test_a_checkpoint_is_due_by_the_clock_of_the_last_one(tmp_path, monkeypatch):
     now, stop, control = [0.0], SimpleNamespace(requested=False), SimpleNamespace
     monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
-    callback = trainer_module.SaveInTime(stop)
+    callback, arguments = trainer_module.SaveInTime(stop), SimpleNamespace(output_dir=str(tmp_path))
 
     def at(seconds):
         now[0], asked = seconds, control(should_save=False, should_training_stop=False)
-        callback.on_step_end(None, None, asked)
+        callback.on_step_end(arguments, None, asked)
         if asked.should_save:
-            callback.on_save(None, None, asked)
+            (tmp_path / f"checkpoint-{seconds}").mkdir()
+            callback.on_save(arguments, SimpleNamespace(global_step=seconds), asked)
+            assert [place.name for place in tmp_path.iterdir()] == [f"checkpoint-{seconds}"]
         return asked
 
     assert [seconds for seconds in (299, 300, 599, 601, 900, 901) if at(seconds).should_save] == [300, 601, 901]
@@ -306,6 +308,8 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         left / "result.json"
     ).exists()
     (left / "checkpoints" / "checkpoint-16").mkdir()  # as if killed while it was being written
+    (left / "checkpoints" / "checkpoint-17").mkdir()
+    (left / "checkpoints" / "checkpoint-17" / "trainer_state.json").touch()  # as if the disk was full
     epochs.clear()
     assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], (
         "it goes on in the middle of the third"

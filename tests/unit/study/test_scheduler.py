@@ -13,7 +13,7 @@ import pytest
 from ds_distill.study import scheduler
 from ds_distill.study.scheduler import Job, run_jobs
 from ds_distill.utils import console
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import StoppedError, UserError
 from tests.patience import wait_until
 from tests.start import wait_for
 
@@ -169,7 +169,7 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
     )  # a single job writes to the terminal itself, past Python's capture
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", scheduler.REQUESTS)
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
     program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'
@@ -181,17 +181,24 @@ def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
         )  # a shell's background jobs and their children ignore SIGINT
         try:
             run_jobs(jobs, parallel, tmp_path / "logs")
-        except UserError as error:
-            raise SystemExit(signal.SIGTERM if "SIGTERM" in str(error) else 1) from None
+        except StoppedError as error:
+            raise SystemExit(75 if signal.Signals(number).name in str(error) else 1) from None
         except KeyboardInterrupt:
-            raise SystemExit(signal.SIGINT) from None
+            raise SystemExit(130) from None
 
     process = multiprocessing.get_context("fork").Process(target=study)
     process.start()
     wait_for(lambda: all((one.output / "ready").exists() for one in jobs))
     os.kill(process.pid, number)
     assert wait_until(lambda: not process.is_alive(), [process.pid]) is None
-    assert process.exitcode == number and all((one.output / "saved").exists() for one in jobs)
+    assert process.exitcode == (130 if number == signal.SIGINT else 75) and all(
+        (one.output / "saved").exists() for one in jobs
+    )
+
+
+def test_a_job_that_was_asked_to_end_is_no_mistake(tmp_path):
+    with pytest.raises(StoppedError, match="study: asked was asked to end, and has saved; repeat the command"):
+        run_jobs([job(tmp_path, "asked", "sys.exit(75)")], 1, tmp_path / "logs")
 
 
 def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):

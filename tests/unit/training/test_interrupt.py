@@ -1,12 +1,18 @@
 """Test the requests to end a run."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ds_distill.training import interrupt
 from ds_distill.training.interrupt import SIGNALS, StopRequest, blocked_signals
+from tests.patience import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +24,56 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_asks_and_afterwards_ends_the_process_again(handlers, number):
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_signal_asks_and_afterwards_ends_the_process_again(number, answered):
+    """What came too late to be answered has its usual effect at the end."""
+    usual: list[int] = []
+
+    def handler(number, _):
+        usual.append(number)
+
+    signal.signal(number, handler)
     with StopRequest() as stop:
         assert not stop.requested
         signal.raise_signal(number)
         assert stop.requested
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+        stop.answered = answered
+    assert signal.getsignal(number) is handler and usual == ([] if answered else [number])
+
+
+def end_itself(asked: Sequence[int], pause: float) -> None:
+    interrupt.AGAIN = 0.1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    with StopRequest():
+        for number in asked:
+            os.kill(os.getpid(), number)
+            time.sleep(pause)
+    os._exit(1)
+
+
+@pytest.mark.parametrize(
+    "asked, pause, status",
+    [
+        ((signal.SIGINT, signal.SIGINT), 0.5, 130),  # a person insists
+        ((signal.SIGTERM, signal.SIGINT), 0.5, 130),
+        ((signal.SIGTERM, signal.SIGTERM), 0.5, -signal.SIGTERM),  # Slurm repeats its own: at the end, as ever
+        ((signal.SIGHUP,), 0.5, -signal.SIGHUP),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once(capfd, asked, pause, status):
+    process = multiprocessing.get_context("fork").Process(target=end_itself, args=(asked, pause))
+    process.start()
+    assert wait_until(lambda: not process.is_alive(), [process.pid]) is None and process.exitcode == status
+    assert capfd.readouterr().err.count(f"asked to end by {asked[0].name}: saving after this step") == 1
+
+
+def test_what_nohup_ignores_asks_for_nothing():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.5)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_thread_leaves_signals_to_the_main_one(handlers):
