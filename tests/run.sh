@@ -27,7 +27,5 @@ if [[ $# == 0 ]]; then
     "$PY" -m mypy || exit 1
     wait  # for the optimizers
 fi
-# A third of the time, tests wait for processes that they start: one more worker than there are cores makes use of it.
-workers=$(($(nproc) < 4 ? $(nproc) + 1 : 4))
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
-exec "$PY" -m pytest -q --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "$@"
+exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

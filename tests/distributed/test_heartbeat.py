@@ -59,7 +59,7 @@ def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
 
 @pytest.mark.promise("A slow rank is not taken for a lost one")
 def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
-    every = ranks(30, 9)
+    every = ranks(30, 3)
     every[1].signal(signal.SIGSTOP)
     time.sleep(6)
     every[1].signal(signal.SIGCONT)
@@ -71,7 +71,7 @@ def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
     "A rank that lives but makes no progress: the job prints where each rank is, and in the end it ends"
 )
 def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
-    *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # a busy machine may have reported the ranks' start too
+    *_, first, last = sentences(ranks(60, 0.2, 0, 1, 1))  # a busy machine may have reported the ranks' start too
     assert (
         "no rank has made progress for" in first
         and "no rank has made progress for" in last

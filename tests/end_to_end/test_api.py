@@ -90,6 +90,7 @@ def test_the_notebook_runs(tmp_path, tokens):
     assert len(guesses.splitlines()) == 5
 
 
+@pytest.mark.long
 def test_pretrain_evaluate_and_export(world, tmp_path):
     script = f"""
 import os

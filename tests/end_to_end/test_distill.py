@@ -74,6 +74,7 @@ def test_export_loads_everywhere(finished):
     assert "Fingerprint" in (output / "export" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_stopped_and_resumed_is_bit_equal(world, common, finished):
     """The second process starts from step 4's checkpoint alone, because the later ones are deleted."""
     output = world / "resumed"
@@ -153,7 +154,7 @@ def test_markup_stays_in_the_text(world, common, tmp_path):
         assert "<script" not in (tmp_path / "out" / page).read_text().lower()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_export_from_sharded_stages(world, common, finished, stage):
     output = world / f"stage{stage}"
     done = ds_distill(

@@ -78,7 +78,10 @@ def user_errors(done, *words: str) -> None:
 @pytest.mark.promise(
     "A damaged newest checkpoint is detected and set aside; the run resumes from the one before, bit-equal"
 )
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", "no manifest", *(pytest.param(name, marks=pytest.mark.long) for name in ("truncated", "missing"))],
+)
 def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     output = copy_run(run, tmp_path / "run", 6)
     newest = output / "checkpoints" / "step-000000006"

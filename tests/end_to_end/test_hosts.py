@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_faults import two_ranks
 from tests.patience import communicate
-from tests.start import ROOT, environment_of, wait_for
+from tests.start import ROOT, environment_of, run_ranks, wait_for
 
 NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh")
 PATHS = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -138,9 +137,7 @@ def history(output) -> list:
 @pytest.fixture(scope="module")
 def one_host(world, arguments):
     output = world / "one host"
-    job = two_ranks(*arguments, "--output", output)
-    _, errors = communicate(job)
-    assert job.returncode == 0, errors[-3000:]
+    run_ranks(2, "ds_distill", "distill", *arguments, "--output", output)
     return history(output)
 
 
@@ -199,7 +196,7 @@ def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path, start):
 @pytest.mark.parametrize(
     "start, number",
     [
-        (lambda hosts, *words: nodes(hosts, 29513, *words), 1),
+        pytest.param(lambda hosts, *words: nodes(hosts, 29513, *words), 1, marks=pytest.mark.long),
         pytest.param(lambda hosts, *words: no_ssh(hosts, 29514, *words), 1, marks=pytest.mark.long),
         pytest.param(over_ssh, 0, marks=pytest.mark.long),
     ],

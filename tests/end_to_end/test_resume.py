@@ -128,7 +128,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     "stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY]
 )
 def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision, ranks):
-    kill_and_compare(world, tmp_path, record_property, ranks, shape(stage, precision))
+    quick = {"steps": 20, "attempts": 1} if (stage, precision, ranks) in QUICK else {}
+    kill_and_compare(world, tmp_path, record_property, ranks, shape(stage, precision), **quick)
 
 
 def kill_and_compare(
@@ -233,10 +234,11 @@ def assert_sound(checkpoint: Path) -> None:
 @pytest.mark.promise("A checkpoint is complete or absent, whenever its writing is killed")
 @pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, wanted):
-    undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(2, "fp32"))
+    usual = [*shape(2, "fp32"), "--training.max_tokens", 256 * (20 if wanted == 2 else STEPS)]
+    undisturbed = Job(world, tmp_path / "undisturbed", 2, *usual)
     undisturbed.finish()
-    options = ["--training.save_every", 1, "--training.save_total_limit", 1]
-    job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), *options), random.Random(), 0, set()
+    options = [*usual, "--training.save_every", 1, "--training.save_total_limit", 1]
+    job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *options), random.Random(), 0, set()
     had = 0  # published checkpoints; after the first, there must always be one
     partial = job.output / "checkpoints" / ".partial"
     while kills < wanted:

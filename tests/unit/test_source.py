@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = [*sorted(ROOT.glob("ds_distill/**/*.py")), *sorted(ROOT.glob("benchmarks/*.py")), ROOT / "launch.sh"]
+FILES = [*sorted(ROOT.glob("ds_distill/**/*.py")), *sorted(ROOT.glob("benchmarks/**/*.py")), ROOT / "launch.sh"]
 
 
 def lacks_encoding(call: ast.Call) -> bool:

@@ -17,21 +17,10 @@ from benchmarks.training.time_to_loss import at_minute, compute_logits, refuse_a
 from ds_distill.data.batch import Batch
 from ds_distill.models.families import get_family
 from ds_distill.utils.errors import UserError
+from tests.unit.benchmarks.variant_worker import make
 from tests.unit.models.test_teacher import padding_mask, tiny_bert, tiny_distilbert, tiny_modernbert, tiny_mpnet, tokens
 
 ROOT = Path(__file__).parents[3]
-
-
-def make(setting, device):
-    """Make a variant whose step takes the time that the setting states."""
-    if setting.broken:
-        raise setting.broken
-    return lambda: setting.seconds, {
-        "rank": os.environ["RANK"],
-        "world": os.environ["WORLD_SIZE"],
-        "pages": os.environ["PAGES"],
-        "pid": os.getpid(),
-    }
 
 
 def test_variants_are_processes_with_an_environment_of_their_own():

@@ -14,6 +14,7 @@ def compile_something(cache) -> subprocess.CompletedProcess:
     return Process("tests.unit.training.compile_worker", TORCHINDUCTOR_CACHE_DIR=cache).wait()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_half_written_libraries_are_compiled_anew(tmp_path):
     first = compile_something(tmp_path)

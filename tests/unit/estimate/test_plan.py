@@ -1,5 +1,6 @@
 """Test the estimate of a run for GPUs that are not here, from a config alone."""
 
+import functools
 import json
 import re
 
@@ -28,6 +29,11 @@ def recipe(micro_batch_size=128, **training) -> Recipe:
 
 def estimate(model=BERT, given=None, *, gpu="h100", ranks=8, epoch=None, price=None, rate=None, memory=None):
     return plan(given or recipe(), [model], None, ranks, memory, rate, gpu, epoch, price)
+
+
+@functools.cache
+def usual() -> dict:
+    return estimate()
 
 
 def test_the_answer_is_one_sentence_then_a_table_and_the_sources(capsys):
@@ -68,8 +74,8 @@ def test_the_measured_case_has_the_measured_rate_and_no_other_claims_to():
     one = estimate(given=recipe(global_batch_size=128), ranks=1)
     assert one["tokens_per_second"] == pytest.approx(H100_SMALL.tokens_per_second, rel=1e-3)
     assert one["rate_kind"] == "estimated"
-    assert estimate()["rate_kind"] == estimate(gpu="h200", ranks=1)["rate_kind"] == "extrapolated"
-    eight = estimate()
+    assert usual()["rate_kind"] == estimate(gpu="h200", ranks=1)["rate_kind"] == "extrapolated"
+    eight = usual()
     assert eight["tokens_per_second"] == pytest.approx(8 * one["tokens_per_second"], rel=1e-3)
     assert any("several GPUs was not measured" in note for note in eight["notes"])
 
@@ -182,8 +188,8 @@ def test_stages_and_clean_sequences_are_counted_and_told():
     assert f"stage 2 {second}" in shown and whole["run_stages"] == []
 
 
-def test_a_gpu_projects_all_positions_and_so_does_its_estimate():
+def test_a_gpu_projects_all_positions_and_so_does_its_usual():
     """Only a CPU leaves out rows that no loss needs."""
     masked = Recipe(data=recipe().data, training=recipe().training, losses=Losses(kl_tokens="masked"))
-    assert estimate(given=masked)["mflops_per_token"] == estimate()["mflops_per_token"]
-    assert estimate(given=masked)["tokens_per_second"] == estimate()["tokens_per_second"]
+    assert estimate(given=masked)["mflops_per_token"] == usual()["mflops_per_token"]
+    assert estimate(given=masked)["tokens_per_second"] == usual()["tokens_per_second"]

@@ -387,6 +387,7 @@ def test_exports_into_one_folder_do_not_mix(student, traced_before, tmp_path):
     export_formats(str(student), ["onnx"], tmp_path, text=[])
 
 
+@pytest.mark.long
 def test_an_encoder_gives_hidden_states(student, tmp_path):
     summary = export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
     run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")
