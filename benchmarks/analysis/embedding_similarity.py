@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.harness.cli import count, user_errors
 from benchmarks.harness.machine import describe
+from ds_distill.cli.app import silence_libraries
 from ds_distill.exporters.model import load_source
 from ds_distill.reporting.tables import table
 from ds_distill.study.bootstrap import Estimate, estimate, resample_scores, share_of
@@ -46,6 +47,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Embed the sentences with each model, and print the table."""
+    silence_libraries(False)
     examples = load_examples(TASKS["stsb"], "validation", options.data)
     labels = np.asarray(examples.labels, dtype=np.float64)
     first, second = examples.texts
@@ -58,17 +60,26 @@ def run(options: argparse.Namespace) -> int:
         {model: [pearson.terms(values, labels)] for model, values in cosines.items()}, pearson.score, task="stsb"
     )
     reference = draws[options.models[0]]
-    rows, measured = [], []
+    measured = []
     for model, values in cosines.items():
         spearman = METRICS["spearman"](values, labels)
-        figures = {
-            "pearson": estimate(100 * draws[model]),
-            "difference": estimate(100 * (draws[model] - reference)),
-            "share": estimate(100 * share_of(draws[model], reference)),
-        }
-        rows.append([model, f"{100 * spearman:.1f}" if spearman is not None else "–", *map(cell, figures.values())])
-        measured.append({"model": model, "spearman": spearman, **figures})
-    print(table(["model", "Spearman", "Pearson", "difference", "share of the first (%)"], rows))
+        measured.append(
+            {
+                "model": model,
+                "spearman": spearman and 100 * spearman,
+                "pearson": estimate(100 * draws[model]),
+                "difference": estimate(100 * (draws[model] - reference)),
+                "share": estimate(100 * share_of(draws[model], reference)),
+            }
+        )
+    columns = {
+        "model": "model",
+        "spearman": "Spearman × 100",
+        "pearson": "Pearson × 100",
+        "difference": "difference",
+        "share": "share of the first (%)",
+    }
+    print(table([{name: cell(value) for name, value in row.items()} for row in measured], columns) + "\n")
     print(json.dumps({"pairs": len(labels), "models": measured, "machine": describe(torch.device("cpu"))}))
     return 0
 
@@ -97,9 +108,11 @@ def embed(sentences: list[str], model: str, max_length: int) -> np.ndarray:
     return embedded
 
 
-def cell(figure: Estimate | None) -> str:
-    """Return a figure with its interval, for a table."""
-    return "–" if figure is None else f"{figure.value:.1f} ({figure.low:.1f} to {figure.high:.1f})"
+def cell(figure: object) -> object:
+    """Return a figure as a table shows it, with its interval if it has one."""
+    if isinstance(figure, Estimate):
+        return f"{figure.value:.1f} ({figure.low:.1f} to {figure.high:.1f})"
+    return f"{figure:.1f}" if isinstance(figure, float) else figure
 
 
 if __name__ == "__main__":
