@@ -96,7 +96,11 @@ class Step:
     @property
     def compile_seconds(self) -> float | None:
         """The seconds compiling has taken so far, including reading its cache; None where nothing is compiled."""
-        return None if self.compiled_before is None else compile_seconds_so_far() - self.compiled_before
+        if self.compiled_before is None:
+            return None
+        return max(
+            0.0, compile_seconds_so_far() - self.compiled_before
+        )  # what was tried before may have been forgotten
 
     def __call__(self, step: int, batches: list[Batch], counts: TokenCounts) -> tuple[list[torch.Tensor], float | None]:
         """Take one optimizer step on this rank's micro-batches.
