@@ -179,6 +179,7 @@ def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a shell's background jobs and their children ignore SIGINT
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and those of nohup SIGHUP
         try:
             run_jobs(jobs, parallel, tmp_path / "logs")
         except StoppedError as error:

@@ -44,6 +44,7 @@ def test_a_signal_asks_and_afterwards_ends_the_process_again(number, answered):
 def end_itself(asked: Sequence[int], pause: float) -> None:
     interrupt.AGAIN = 0.1
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
     with StopRequest():
         for number in asked:
             os.kill(os.getpid(), number)
