@@ -19,13 +19,14 @@ import numpy as np
 from ds_distill.data.batch import BatchArrays
 from ds_distill.data.prefetch_process import ALIGNMENT, SLOTS, Made, Place
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.stop_signals import SIGNALS
 
 LOOK = 1.0  # seconds between two looks for the parent
 
 
 def main() -> None:
     """Make batches until the last step, an error, or the end of the parent."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # They may reach all processes; the parent answers them.
     link, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     parent = os.getppid()

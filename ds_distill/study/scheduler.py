@@ -26,11 +26,11 @@ from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.files import read_summary
 from ds_distill.utils.progress import note_progress
+from ds_distill.utils.stop_signals import heeded_signals
 
 TAIL = 4  # how many lines of a failed job's log file are shown
 TAIL_BYTES = 1000  # of a running job's log file, in which its last line is looked for
 LATE = 10.0  # seconds
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # to end, as of a distillation
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,7 @@ def _collect_signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
     # What a shell or nohup has ignored stays ignored.
-    watched = [number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN]
-    before: dict[int, Any] = {number: signal.signal(number, collect) for number in watched}
+    before: dict[int, Any] = {number: signal.signal(number, collect) for number in heeded_signals()}
     try:
         yield signals
     finally:

@@ -14,16 +14,9 @@ import torch
 from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.runner import Runner
 from ds_distill.utils.console import log, log_event
+from ds_distill.utils.stop_signals import heeded_signals
 
-# SIGUSR1 is what Slurm users often ask for before a job's time ends, and mpirun passes it on to its processes. SIGHUP
-# comes from a terminal that is closed.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds after which a second Ctrl-C is a person's, and not a launcher's that passes on the first one
-
-
-def heeded_signals() -> list[signal.Signals]:
-    """Return the signals that ask for an end: without those that nohup, or a shell in the background, has ignored."""
-    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager

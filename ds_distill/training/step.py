@@ -98,9 +98,8 @@ class Step:
         """The seconds compiling has taken so far, including reading its cache; None where nothing is compiled."""
         if self.compiled_before is None:
             return None
-        return max(
-            0.0, compile_seconds_so_far() - self.compiled_before
-        )  # what was tried before may have been forgotten
+        # torch may have forgotten by now what compiling took before
+        return max(0.0, compile_seconds_so_far() - self.compiled_before)
 
     def __call__(self, step: int, batches: list[Batch], counts: TokenCounts) -> tuple[list[torch.Tensor], float | None]:
         """Take one optimizer step on this rank's micro-batches.

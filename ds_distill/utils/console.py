@@ -156,9 +156,7 @@ class ProgressBar(tqdm):
     disable: bool
     figures: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
-    is_even = (
-        True  # whether the units take about as long as each other, so that those done tell how long the rest takes
-    )
+    is_even = True  # whether the units take about as long as each other, so that the time left can be estimated
 
     def update(self, n: float = 1) -> bool | None:
         if n:

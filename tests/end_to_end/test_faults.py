@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ds_distill.training.interrupt import SIGNALS
+from ds_distill.utils.stop_signals import SIGNALS
 from tests.patience import communicate
 from tests.start import ROOT, Process, ds_distill, environment_of, start_ranks, wait_for
 

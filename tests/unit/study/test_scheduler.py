@@ -14,6 +14,7 @@ from ds_distill.study import scheduler
 from ds_distill.study.scheduler import Job, run_jobs
 from ds_distill.utils import console
 from ds_distill.utils.errors import StoppedError, UserError
+from ds_distill.utils.stop_signals import SIGNALS
 from tests.patience import wait_until
 from tests.start import wait_for
 
@@ -169,7 +170,7 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
     )  # a single job writes to the terminal itself, past Python's capture
 
 
-@pytest.mark.parametrize("number", scheduler.REQUESTS)
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
     program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'

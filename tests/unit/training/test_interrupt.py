@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ds_distill.training import interrupt
-from ds_distill.training.interrupt import SIGNALS, StopRequest, blocked_signals
+from ds_distill.training.interrupt import StopRequest, blocked_signals
+from ds_distill.utils.stop_signals import SIGNALS
 from tests.patience import wait_until
 
 
