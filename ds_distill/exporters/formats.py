@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -134,20 +134,13 @@ def export_formats(
             _check_head(output, source)
         publish_model(source, output, Path(split_name(model)[0] if not Path(model).is_dir() else model).name)
         _check_head(output, source)
-        rows = _write_formats(source, formats, batches, output, dev, before, calibration)
-        for name in rows:
+        rows, compared = {}, describe_texts(text, batches)
+        for name, row in _write_formats(source, formats, batches, output, dev, before, calibration):
             if calibrate and formats[name].calibrated:
-                rows[name]["calibrated_on"] = describe_texts(list(calibrate), calibration)
-        compared = describe_texts(text, batches)
-        all_rows = _update_formats_json(output, rows, compared)
-        put_section(
-            output / "README.md",
-            "Formats",
-            "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
-            "folder.\n\n" + formats_table(all_rows),
-        )
-        if any("int" in name for name in all_rows):
-            declare_quantized(output / "README.md", source)
+                row["calibrated_on"] = describe_texts(list(calibrate), calibration)
+            rows[name] = row
+            # At once: the next format may be refused, and this one's file is in place.
+            _record(output, source, name, row | {"compared_on": compared})
     return {
         "output": str(output),
         "head": source.head,
@@ -205,15 +198,15 @@ def _write_formats(
     dev: DevSet | None,
     before: Measured,
     calibration: list[Batch],
-) -> dict[str, dict]:
-    """Write the files, move each into place after its comparison, and return a row of figures for each.
+) -> Iterator[tuple[str, dict]]:
+    """Write the files, move each into place after its comparison, and yield its name and its row of figures.
 
     before: PyTorch's scores on `dev`. calibration: Those of the calibration text.
     """
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    rows, job = {}, Job(source, batches, partial, calibration)
+    job = Job(source, batches, partial, calibration)
     try:
         for name, format in formats.items():
             began = time.perf_counter()
@@ -238,19 +231,14 @@ def _write_formats(
                 figures["scored_on"] = str(dev)
             follow_umask(file.parent)
             size = sum(part.stat().st_size for part in get_parts(file))
-            rows[name] = {
-                "file": format.file,
-                "head": source.head,
-                "megabytes": size / 1e6,
-                "seconds": seconds,
-            } | figures
+            row = {"file": format.file, "head": source.head, "megabytes": size / 1e6, "seconds": seconds} | figures
             del run  # OpenVINO keeps the file open
             _move_into_place(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
             log(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
+            yield name, row
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return rows
 
 
 def _check_agreement(name: str, format: Format, figures: dict) -> None:
@@ -283,12 +271,19 @@ def _formats_in(output: Path) -> dict[str, dict]:
     return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 
-def _update_formats_json(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
-    """Write formats.json with the figures of all formats in `output`, also those of earlier exports; return them."""
-    all_rows = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
-    ordered = {name: all_rows[name] for name in FORMATS if name in all_rows}
+def _record(output: Path, source: ExportModel, name: str, row: dict) -> None:
+    """Put the figures of a format beside those of the other formats in `output`, in formats.json and on the card."""
+    rows = _formats_in(output) | {name: row}
+    ordered = {name: rows[name] for name in FORMATS if name in rows}
     write_json(output / "formats.json", ordered)
-    return ordered
+    put_section(
+        output / "README.md",
+        "Formats",
+        "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
+        "folder.\n\n" + formats_table(ordered),
+    )
+    if any("int" in name for name in ordered):
+        declare_quantized(output / "README.md", source)
 
 
 def example(source: ExportModel, format: Format) -> str:

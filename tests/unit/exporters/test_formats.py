@@ -215,10 +215,13 @@ def traced_before(exported, monkeypatch):
 
 
 def test_four_bits_that_reverse_the_choices_are_refused(student, traced_before, tmp_path, monkeypatch):
+    """What was written before is recorded all the same."""
     monkeypatch.setitem(FORMATS, "onnx-int4", dataclasses.replace(FORMATS["onnx-int4"], least=1.01))
     with pytest.raises(UserError, match="--format onnx-int4: keeps only .* % is the least; train the last steps with"):
-        export_formats(str(student), ["onnx-int4"], tmp_path / "out", text=[])
-    assert not (tmp_path / "out" / "onnx").exists()
+        export_formats(str(student), ["onnx", "onnx-int4"], tmp_path / "out", text=[])
+    assert [file.name for file in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
+    assert list(json.loads((tmp_path / "out" / "formats.json").read_text())) == ["onnx"]
+    assert "| onnx " in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
