@@ -47,9 +47,9 @@ class Hosts:
         self.folder, self.names, self.servers = folder, [f"dsd{os.getpid()}-{i}" for i in range(2)], []
         for name in self.names:
             ip("netns", "add", name)
-        ip("link", "add", "dsdwire0", "type", "veth", "peer", "name", "dsdwire1")
+        ip("link", "add", self.names[0], "type", "veth", "peer", "name", self.names[1])
         for i, name in enumerate(self.names):
-            ip("link", "set", f"dsdwire{i}", "netns", name, "name", "eth0")
+            ip("link", "set", name, "netns", name, "name", "eth0")
             ip("-n", name, "addr", "add", f"{ADDRESSES[i]}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")

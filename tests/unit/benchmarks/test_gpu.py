@@ -215,7 +215,10 @@ def test_not_all_limits_hold_where_checks_were_not_made():
 def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
     for row in gpu_checks.results(torch.device("cpu"), float("inf")):
-        assert row["holds"] == "holds" or row["error"] is None and row["holds"] == f"not made: {row['why']}", row
+        if row["holds"] != "holds":
+            assert row["error"] is None and row["holds"] == f"not made: {row['why']}", row
+            assert "GPU" in row["why"] or row["why"] == gpu_checks.compile_unavailable_reason(), row
+            assert ", torch," not in row["check"], row
 
 
 def test_each_check_that_was_not_made_is_counted():

@@ -1,6 +1,7 @@
 """Test that a table of latencies adds up to what whole models take, and that tables of other models are refused."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -112,8 +113,9 @@ def test_each_runtime_runs_a_model_of_pruned_layers():
 
 def test_times_are_of_the_calls_of_their_names():
     made = []
-    times = time_calls({"one": lambda: made.append("one"), "two": lambda: made.append("two")}, "")
-    assert set(times) == {"one", "two"} == set(made) and all(0 <= time < 1e3 for time in times.values())
+    times = time_calls({"sleeps": lambda: time.sleep(0.02), "returns": lambda: made.append("returns")}, "")
+    assert list(times) == ["sleeps", "returns"] and made
+    assert times["sleeps"] >= 20 > times["returns"]  # the least of many, which other work on the machine does not reach
 
 
 def test_a_time_that_other_work_was_in_does_not_spread_to_larger_sizes(monkeypatch):

@@ -189,7 +189,9 @@ def test_what_an_earlier_version_has_exported_gets_its_weights(student, tmp_path
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(student / name, tmp_path / name)
     publish(student, tmp_path)
-    AutoModelForMaskedLM.from_pretrained(tmp_path)
+    written, weights = (AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (tmp_path, student))
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in written.items())
 
 
 def test_a_card_keeps_the_license(student, tmp_path):
