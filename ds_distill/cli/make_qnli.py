@@ -68,8 +68,13 @@ def run(options) -> dict:
             raise UserError(
                 f"--squad {options.squad}: no question of {split} has an answer; give questions with answers"
             )
-        files[output / f"{split}.jsonl"] = "".join(f"{json_text(pair._asdict())}\n" for pair in pairs)
         counts = {label: sum(pair.label == label for pair in pairs) for label in (HOLDS, LACKS)}
+        if not counts[LACKS]:
+            raise UserError(
+                f"--squad {options.squad}: each sentence in {split} holds the answer to its question; give questions "
+                "on paragraphs of several sentences"
+            )
+        files[output / f"{split}.jsonl"] = "".join(f"{json_text(pair._asdict())}\n" for pair in pairs)
         left_out = left_out + questions[split].left_out
         summary[split] = {"questions": len(questions[split]), "examples": len(pairs), **counts, "left_out": left_out}
     _check_unused(output, files)

@@ -81,6 +81,11 @@ def load_data(task: Task, folder: str | None) -> Data:
         raise UserError(
             f"--task {task.name}: no question of the training set has an answer; give a training set with answers"
         )
+    if task.labels and (absent := {*range(len(task.labels))} - _labels_in(cast(Examples, train))):
+        raise UserError(
+            f"--task {task.name}: no example of the training set is labeled {_name_labels(task, absent)}; give a "
+            "training set with examples of each label, or describe these data as a task of your own in a YAML file"
+        )
     rows = (
         row
         for part in (train, *dev.values())
@@ -149,14 +154,17 @@ def encode_sets(
         )
     all_examples, examples = cast(Examples, data.train), cast(Examples, train)
     if absent := _labels_in(all_examples) - _labels_in(examples) if data.task.labels and most else ():
-        names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
-            f"labeled {names}; use more examples (0 means all), or put the training examples in random order"
+            f"labeled {_name_labels(data.task, absent)}; use more examples (0 means all), or put the training examples in random order"
         )
     if data.task.tokens:
         return EncodedTask(keep_labeled(encode_sentences(examples, tokenizer, length)[0]), dev, length)
     return EncodedTask(encode_features(examples, tokenizer, length), dev, length)
+
+
+def _name_labels(task: Task, labels: set[int]) -> str:
+    return ", ".join(task.labels[label] for label in sorted(labels))
 
 
 def _labels_in(examples: Examples) -> set[int]:

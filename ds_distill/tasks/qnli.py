@@ -20,7 +20,7 @@ from ds_distill.tasks.metrics import normalize_answer
 from ds_distill.tasks.squad import Question, Questions
 
 HOLDS, LACKS = get_task("qnli").labels
-UNANSWERABLE, ONE_SENTENCE = "questions without an answer", "questions on a paragraph of one sentence"
+UNANSWERABLE, NO_OTHER = "questions without an answer", "questions without a sentence that lacks the answer"
 
 # A sentence ends at a mark, with closing quotes and brackets, or at the end of a line, where the
 # next word begins as a sentence may.
@@ -66,7 +66,8 @@ def make_pairs(questions: Sequence[Question]) -> tuple[list[Pair], Counter[str]]
     """Return the examples of QNLI that questions give, and how many questions give none or one, by cause.
 
     An answerable question gives its sentence, which holds the first of its answers, and of the
-    sentences that hold none of them the one that shares most words with it. Words count by the
+    sentences that hold none of them, at its marked place or elsewhere, the one that shares most
+    words with it. Words count by the
     logarithm of how rare they are among the sentences of all paragraphs. Where a paragraph has no
     other sentence, another question gives one more, again those that share most, so that both
     labels have as many examples. The order is that of a digest, so that the first examples are of
@@ -90,11 +91,16 @@ def make_pairs(questions: Sequence[Question]) -> tuple[list[Pair], Counter[str]]
         right = texts[holding[0]]
         positives.setdefault((question.question, right), Pair(question.id, question.question, right, HOLDS))
         wanted = _words(question.question)
-        others = {text: None for number, text in enumerate(texts) if number not in holding and text != right}
+        answered = [text for text, _ in question.answers]
+        others = {
+            text: None
+            for number, text in enumerate(texts)
+            if number not in holding and text != right and not any(_has(text, answer) for answer in answered)
+        }
         shared = [(sum(weight[word] for word in sorted(wanted & _words(text))), text) for text in others]
         shared.sort(key=lambda entry: -entry[0])
         ranked.append([(share, Pair(question.id, question.question, text, LACKS)) for share, text in shared])
-        left_out[ONE_SENTENCE] += not shared
+        left_out[NO_OTHER] += not shared
     negatives: dict[tuple[str, str], Pair] = {}
     further = sorted((entry for others in ranked for entry in others[1:]), key=lambda entry: -entry[0])
     for _, pair in [*(others[0] for others in ranked if others), *further]:
@@ -119,6 +125,12 @@ def _weigh(sentences: Iterable[str]) -> Counter[str]:
 
 def _words(text: str) -> set[str]:
     return set(normalize_answer(text).split())
+
+
+def _has(sentence: str, answer: str) -> bool:
+    """Return whether a sentence has the words of an answer, in their order, as SQuAD's script compares words."""
+    words = normalize_answer(answer)
+    return f" {words} " in f" {normalize_answer(sentence)} " if words else answer.strip() in sentence
 
 
 def _find(sentences: list[tuple[int, int]], character: int) -> int:

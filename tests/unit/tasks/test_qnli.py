@@ -72,7 +72,7 @@ def test_each_question_gives_its_sentence_and_the_one_most_like_it():
         ask("4", "What is red?", None),
     ]
     pairs, left_out = make_pairs(questions)
-    assert left_out == {"questions without an answer": 1, "questions on a paragraph of one sentence": 1}
+    assert left_out == {"questions without an answer": 1, "questions without a sentence that lacks the answer": 1}
     holding = {(pair.id, pair.sentence) for pair in pairs if pair.label == HOLDS}
     assert holding == {
         ("1", "Its source lies in the high hills."),
@@ -87,6 +87,24 @@ def test_each_question_gives_its_sentence_and_the_one_most_like_it():
         ("1", "Ships carry coal down the river to the sea.")
     }
     assert make_pairs(questions) == (pairs, left_out)
+
+
+WORDS = st.lists(st.sampled_from(["one", "two", "ton", "the"]), min_size=1, max_size=4)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4), WORDS, st.integers(0, 3))
+def test_no_sentence_that_is_said_to_lack_an_answer_has_its_words(sentences, answer, place):
+    """Whole words count, in any case, without articles, as SQuAD's script compares them."""
+    texts = [f"{' '.join(words).capitalize()}." for words in sentences]
+    holding = f"Yes, {' '.join(answer)}."
+    texts.insert(place % (len(texts) + 1), holding)
+    pairs, _ = make_pairs([ask("1", "One two?", " ".join(answer), " ".join(texts))])
+    wanted = [word for word in answer if word != "the"]
+    for pair in pairs:
+        if pair.label == LACKS:
+            words = [word for word in pair.sentence.lower().rstrip(".").split() if word != "the"]
+            assert pair.sentence != holding
+            assert not wanted or all(words[i : i + len(wanted)] != wanted for i in range(len(words)))
 
 
 def test_the_files_are_those_of_the_task(tmp_path):
@@ -132,6 +150,22 @@ def test_the_files_are_those_of_the_task(tmp_path):
         with pytest.raises(UserError, match=message):
             make_qnli.run(SimpleNamespace(squad=str(squad), output=str(folder)))
         assert [file.read_text() for file in folder.iterdir()] == [text]
+    short = json.dumps(
+        {
+            "data": [
+                {
+                    "paragraphs": [
+                        {"context": "One.", "qas": [question | {"answers": [{"text": "One", "answer_start": 0}]}]}
+                    ]
+                }
+            ]
+        }
+    )
+    (tmp_path / "short").mkdir()
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / "short" / name).write_text(short)
+    with pytest.raises(UserError, match="each sentence in train holds the answer to its question; give questions on"):
+        make_qnli.run(SimpleNamespace(squad=str(tmp_path / "short"), output=str(tmp_path / "none")))
     with pytest.raises(UserError, match="--squad .*nowhere: exactly one file"):
         make_qnli.check_paths(SimpleNamespace(squad=str(tmp_path / "nowhere"), output=str(tmp_path / "new")))
     with pytest.raises(UserError, match="the folder of --squad; choose another folder"):
