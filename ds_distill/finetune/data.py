@@ -156,7 +156,8 @@ def encode_sets(
     if absent := _labels_in(all_examples) - _labels_in(examples) if data.task.labels and most else ():
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
-            f"labeled {_name_labels(data.task, absent)}; use more examples (0 means all), or put the training examples in random order"
+            f"labeled {_name_labels(data.task, absent)}; use more examples (0 means all), or put the training examples "
+            "in random order"
         )
     if data.task.tokens:
         return EncodedTask(keep_labeled(encode_sentences(examples, tokenizer, length)[0]), dev, length)

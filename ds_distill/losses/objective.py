@@ -34,8 +34,8 @@ class Objective(nn.Module):
         has_head: Whether it has a masked-LM head. A bare encoder has only the terms that compare what lies inside.
         vocabulary: Whether a term compares logits. If not, no vector is projected on the vocabulary to train.
         highest: The highest layer of which a term looks at something, from 0; -1 for the embeddings alone. The layers
-            above it, and the masked-LM head without the vocabulary, are frozen: no gradient reaches them, for which
-            ZeRO 3 would wait, and at the other stages an optimizer would still decay them.
+            above it, what no term reaches of it, and the masked-LM head without the vocabulary, are frozen: ZeRO 3
+            would wait for their gradient, and at the other stages an optimizer would still decay them.
         weights: The weight of each term by its name: where the vocabulary counts, "kl" if its weight is
             above 0 and "mlm"; then those of `losses.terms.make_matches`. Everything that reports
             losses takes their names and their order from here.
@@ -87,12 +87,14 @@ class Objective(nn.Module):
         self.teacher_sites, self.averaged_sites = teacher_sites(match for _, match in self._matches)
         self.forcing: TeacherForcing | None = None
         depth = self.family.dims(model.config).depth
-        looked_at = [-1 if site == EMBEDDINGS else site.layer % depth for site in self.student_sites]
-        self.highest = depth - 1 if self.vocabulary else max(looked_at, default=depth - 1)
+        looked_at = {site: -1 if site == EMBEDDINGS else site.layer % depth for site in self.student_sites}
+        self.highest = depth - 1 if self.vocabulary else max(looked_at.values(), default=depth - 1)
         if self.weights:  # without terms it only evaluates
-            freeze_unreached(model, self.highest, head=self.vocabulary)
-        # Queries, keys and values leave the rest of their layer without a gradient, for which ZeRO 3 would wait: the
-        # output of the highest layer gets one of zeros.
+            at_highest = {site.quantity for site, layer in looked_at.items() if layer == self.highest >= 0}
+            whole = self.vocabulary or "hidden" in at_highest or not at_highest
+            freeze_unreached(model, self.highest, head=self.vocabulary, vectors=None if whole else at_highest)
+        # Where queries, keys and values are all that is compared of the highest layer, its output gets a gradient of
+        # zeros: by that of its output, ZeRO 3 knows to gather the weights of a layer that is recomputed.
         end = Site("hidden", LAST if self.highest == depth - 1 else self.highest)
         self._zeroed = None if self.vocabulary or self.highest < 0 or end in self.student_sites else end
 

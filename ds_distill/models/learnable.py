@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ds_distill.models.families import get_family
+from ds_distill.models.recorder import PROJECTIONS
 from ds_distill.utils.errors import UserError
 
 
-def freeze_unreached(model: PreTrainedModel, highest: int, *, head: bool) -> None:
+def freeze_unreached(
+    model: PreTrainedModel, highest: int, *, head: bool, vectors: Collection[str] | None = None
+) -> None:
     """Freeze the parameters that no term of a loss reaches.
 
     Args:
         model: The student.
         highest: The highest layer, from 0, of which a term looks at something; -1 for none.
         head: Whether a term looks at logits.
+        vectors: Where of the highest layer terms look at queries, keys or values alone, these; else None.
     """
-    shared = {id(parameter) for parameter in _shared_by_layers(model)} if highest < 0 else set()
+    attends = highest > 0 or (highest == 0 and vectors is None)
+    unreached = set() if attends else {id(parameter) for parameter in _shared_by_layers(model)}
+    if vectors is not None:
+        unreached |= {id(parameter) for parameter in _behind_projections(model, highest, vectors)}
     for part, parameter in _by_part(model):
-        if (part > highest if isinstance(part, int) else part == "head" and not head) or id(parameter) in shared:
+        if (part > highest if isinstance(part, int) else part == "head" and not head) or id(parameter) in unreached:
             parameter.requires_grad_(False)
+
+
+def _behind_projections(model: PreTrainedModel, layer: int, vectors: Collection[str]) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a layer on which its queries, keys or values, as named, do not depend."""
+    family = get_family(model)
+    places = family.layer_places(model.config)
+    if places[layer] in places[:layer]:
+        return  # the layer below, which has the same weights, is reached as a whole
+    module = family.get_layers(model)[places[layer]]
+    before = [family.projections[PROJECTIONS.index(name)] for name in vectors]
+    if family.absent_in_first:  # a norm before the attention
+        before.append(family.absent_in_first)
+    for name, parameter in module.named_parameters():
+        if not any(name.startswith(f"{start}.") for start in before):
+            yield parameter
+    if layer == len(places) - 1 and (norm := family.get_final_norm(model)) is not None:
+        yield from norm.parameters()
 
 
 def freeze_all_but(

@@ -102,24 +102,26 @@ def test_a_copy_of_the_teacher_has_no_error_in_any_family(make):
 
 
 @pytest.mark.parametrize("make", FAMILIES)
-@pytest.mark.parametrize("of", ["embeddings", "value"])
-def test_every_parameter_that_a_term_leaves_to_train_gets_a_gradient(make, of):
-    """ZeRO 3 would wait for the others, such as a bias that the layers read and the embeddings do not."""
+@pytest.mark.parametrize(("of", "layer"), [("embeddings", 0), ("value", 0), ("value", 1)])
+def test_every_parameter_that_a_term_leaves_to_train_gets_a_gradient_and_no_other_would(make, of, layer):
+    """ZeRO 3 would wait for the others, and AdamW decay them: a bias that layers read and embeddings do not, and what
+    comes after the values of a layer.
+    """
     teacher = Teacher(make())
-    match = Match("mse", of=of) if of == "embeddings" else Match("relation", of=of, layers=[(0, 1)])
+    match = Match("mse", of=of) if of == "embeddings" else Match("relation", of=of, layers=[(layer, 1)])
     losses = Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[match])
     objective = Objective(build_student(teacher.model, num_layers=2), losses, 1, teacher.config)
     ids = tokens()
     targets = teacher.targets(ids, sites=objective.teacher_sites, head=False)
     objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
     trained = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
-    assert trained and all(gradient is not None for gradient in trained.values())
-    if of == "embeddings":  # a term of a layer may give the rest of it a gradient of zeros
-        for parameter in objective.parameters():
-            parameter.requires_grad_(True)
-        objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
-        reached = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
-        assert reached <= trained.keys(), "what is frozen has none"
+    assert trained and all(gradient is not None and gradient.any() for gradient in trained.values())
+    for parameter in objective.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)[0].backward()
+    reached = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == trained.keys()
 
 
 def test_deviations_are_those_of_the_pairs_that_a_stage_compares():
