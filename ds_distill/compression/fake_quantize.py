@@ -18,13 +18,18 @@ from transformers import PreTrainedModel
 from ds_distill.compression.rounding import (
     GROUP,
     LARGE,
+    activation_group,
     round_activation,
     round_groups,
+    round_in_groups,
+    round_signed_weight,
     round_weight,
 )
 from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.models.families import get_family
+from ds_distill.models.low_rank import get_rank
+from ds_distill.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class Arithmetic:
 
     Attributes:
         weight: Rounds the weight of a product, or the rows of a table that a product reads too.
-        table: Rounds the rows of another table of more than LARGE values.
+        table: Rounds the rows of another table of more than `large` values.
         activation: Rounds what a product reads.
         outputs: The number of outputs from which on a product is rounded.
         dimensions: The number of dimensions of its input from which on a product is rounded.
+        large: See `table`.
     """
 
     weight: Callable[[Tensor], Tensor]
@@ -44,6 +50,7 @@ class Arithmetic:
     activation: Callable[[Tensor], Tensor]
     outputs: int
     dimensions: int
+    large: int = LARGE
 
 
 def _int8(*, paired: bool) -> Arithmetic:
@@ -56,11 +63,31 @@ def _as_it_is(values: Tensor) -> Tensor:
     return values
 
 
-ARITHMETIC: dict[QuantizedFormat, Arithmetic] = {
-    "onnx-int8": _int8(paired=True),
-    "onnx-int8-vnni": _int8(paired=False),
-    "onnx-int4": Arithmetic(round_groups, round_groups, _as_it_is, outputs=GROUP, dimensions=2),
+def _openvino_int8(model: PreTrainedModel) -> Arithmetic:
+    """Return the arithmetic of OpenVINO's int8 file of a model, which rounds all tables."""
+    products = (module for module in model.modules() if isinstance(module, (nn.Linear, VocabularyProjection)))
+    group = activation_group({module.weight.shape[-1] for module in products})
+    activation = partial(round_in_groups, group=group)
+    return Arithmetic(round_signed_weight, round_signed_weight, activation, outputs=1, dimensions=2, large=0)
+
+
+# Of a model, the arithmetic of each file.
+ARITHMETIC: dict[QuantizedFormat, Callable[[PreTrainedModel], Arithmetic]] = {
+    "onnx-int8": lambda model: _int8(paired=True),
+    "onnx-int8-vnni": lambda model: _int8(paired=False),
+    "openvino-int8": _openvino_int8,
+    "onnx-int4": lambda model: Arithmetic(round_groups, round_groups, _as_it_is, outputs=GROUP, dimensions=2),
 }
+
+
+def check_quantizable(model: PreTrainedModel, key: str) -> None:
+    """Raise UserError, which names the setting `key`, where a model cannot be trained as its files compute."""
+    if get_rank(model.config) is not None:
+        raise UserError(
+            f"{key}: a model with linear_rank = {get_rank(model.config)} cannot be trained as a quantized file "
+            "computes: the file has other factors of the same products, which round differently; leave one of the two "
+            "out"
+        )
 
 
 def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
@@ -73,13 +100,13 @@ def fake_quantize(model: PreTrainedModel, format: QuantizedFormat) -> None:
         model: The model.
         format: The format.
     """
-    arithmetic = ARITHMETIC[format]
+    arithmetic = ARITHMETIC[format](model)
     family = get_family(model)
     words = cast(nn.Embedding, model.get_input_embeddings())
     tied = family.has_head(model) and family.get_decoder(model).weight is words.weight
     for module in model.modules():
         if type(module) is nn.Embedding and not (tied and module is words):
-            if module.weight.numel() > LARGE:
+            if module.weight.numel() > arithmetic.large:
                 module.__class__, cast(Any, module).round = _QuantizedEmbedding, arithmetic.table
         elif type(module) in _QUANTIZED:
             module.__class__, cast(Any, module).arithmetic = _QUANTIZED[type(module)], arithmetic

@@ -1,10 +1,14 @@
 """What a quantized file rounds: the numbers that its writer and the training in its arithmetic share.
 
-Int8 files have a scale for each row of a weight, and activations of 255 steps per token. Without VNNI (vpdpbusd), x86
-adds the products of two neighbors of a row in 16 bits (vpmaddubsw), silently saturated. 2 · 255 · 127 does not fit into
-them, 255 · 128 does. A file that must be right everywhere is therefore `paired`: two neighbors of one sign have codes
-of at most 128 together. Large weights are few, and rarely neighbors of one sign, so rows lose only a fifth of their
-steps.
+ONNX Runtime's int8 files have a scale for each row of a weight, and activations of 255 steps per token. Without VNNI
+(vpdpbusd), x86 adds the products of two neighbors of a row in 16 bits (vpmaddubsw), silently saturated. 2 · 255 · 127
+does not fit into them, 255 · 128 does. A file that must be right everywhere is therefore `paired`: two neighbors of one
+sign have codes of at most 128 together. Large weights are few, and rarely neighbors of one sign, so rows lose only a
+fifth of their steps.
+
+OpenVINO's int8 files have a scale for each row of a weight or a table, an fp16 number, with whose sign the largest
+value has the code −128. Activations of a token have codes around zero, of ±127, in groups with a scale of their own.
+OpenVINO rounds activations on processors with VNNI or AMX; on others the file computes with them as they are.
 
 Four-bit files have a scale and a zero point for each group of a weight's row, and exact activations. A scale is a byte
 times the row's power of two, which every runtime's number format holds exactly, and which takes half the bytes of fp16.
@@ -12,6 +16,8 @@ times the row's power of two, which every runtime's number format holds exactly,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +28,9 @@ PAIR = 128  # of the codes of two neighbors of one sign together, where a file i
 LARGE = 1_000_000  # lookup tables of more values are rounded: vocabularies are, positions are not
 SMALLEST = 1e-12  # of an int8 scale's numerator
 LEVELS = 255  # of an activation
+# OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long,
+# 32 half as long again.
+ACTIVATION_GROUP = 384
 
 GROUP = 32  # values of a weight that share a four-bit scale
 LARGEST_CODE = 15
@@ -110,6 +119,31 @@ def round_activation(values: Tensor) -> Tensor:
     least, most = exact.aminmax(dim=-1, keepdim=True)
     step = (most - least).clamp_min(SMALLEST) * (1 / LEVELS)
     return _pass_through(values, ((exact - least) / step).round().clamp(0, LEVELS) * step + least)
+
+
+def activation_group(widths: Iterable[int]) -> int:
+    """Return the size of OpenVINO's groups of activations: the largest one that divides what all products read.
+
+    A product whose rows a group does not divide would not be quantized.
+    """
+    common = math.gcd(*widths)
+    return max(size for size in range(1, ACTIVATION_GROUP + 1) if common % size == 0)
+
+
+def round_signed_weight(weight: Tensor) -> Tensor:
+    """Return a weight [out, in], or rows of a table [..., H], as OpenVINO's int8 files have it."""
+    exact = weight.detach().float()
+    least, most = exact.aminmax(dim=-1, keepdim=True)
+    scales = torch.where(-least >= most, -least, -most) / 128
+    codes = (exact / torch.where(scales == 0, 1, scales)).round().clamp(-128, 127)
+    return _pass_through(weight, codes * scales.half().float())
+
+
+def round_in_groups(values: Tensor, group: int) -> Tensor:
+    """Return activations [..., H] as OpenVINO's int8 files have them, H a multiple of `group`."""
+    grouped = values.detach().float().unflatten(-1, (-1, group))
+    scales = grouped.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / LARGEST
+    return _pass_through(values, ((grouped / scales).round() * scales).flatten(-2))
 
 
 def _pass_through(values: Tensor, rounded: Tensor) -> Tensor:

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-QuantizedFormat = Literal["onnx-int8", "onnx-int8-vnni", "onnx-int4"]
+QuantizedFormat = Literal["onnx-int8", "onnx-int8-vnni", "openvino-int8", "onnx-int4"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ds_distill.compression.fake_quantize import fake_quantize
+from ds_distill.compression.fake_quantize import check_quantizable, fake_quantize
 from ds_distill.config.losses import Match
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.losses.objective import Objective
@@ -122,6 +122,7 @@ class Stages:
             layers = [part for part in stage.learnable if isinstance(part, int)]
             force_teacher(objective, layers, student.config, self._teacher, span.key)
         if stage.quantize:
+            check_quantizable(student, f"{span.key}.quantize")
             fake_quantize(student, stage.quantize)
         return objective
 

@@ -1,12 +1,14 @@
 """Take a run's stages on these ranks, one case after another, and say what moved in each of them.
 
 Rank 0 prints a JSON line per case. Each argument is a case: {"deepspeed": name in ds_configs/deepspeed, "dtype":
-"float32", "resumed": [steps after which a run resumes from its checkpoint]}.
+"float32", "resumed": [steps after which a run resumes from its checkpoint], "quantize": the format in whose arithmetic
+the last stage is}.
 """
 
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import deepspeed
@@ -49,7 +51,8 @@ def recipe_of(case: dict, micro: int) -> Recipe:
         compile="off",
         deepspeed=f"ds_configs/deepspeed/{case['deepspeed']}.json",
     )
-    recipe = Recipe(losses=Losses(), training=training, stages=STAGES)
+    last = replace(STAGES[-1], quantize=case.get("quantize"))
+    recipe = Recipe(losses=Losses(), training=training, stages=[*STAGES[:-1], last])
     recipe.check()
     return recipe
 

@@ -1,16 +1,23 @@
 """Stages at every ZeRO stage: what does not learn stays to the last bit, and resuming across a stage's end is exact."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from ds_distill.config.quantization import QuantizedFormat
 from tests.start import run_ranks
 
-INSIDE, AT_ITS_END = 3, 4  # steps of a stage
+INSIDE, AT_ITS_END, INSIDE_THE_LAST = 3, 4, 7  # steps of a stage
 CASES = [{"deepspeed": f"zero{stage}", "resumed": [(INSIDE, AT_ITS_END)[stage % 2]]} for stage in range(4)]
 EVERY = [
     {"deepspeed": f"zero{stage}", "dtype": dtype, "resumed": [INSIDE, AT_ITS_END]}
     for dtype in ("float32", "bfloat16")
+    for stage in range(4)
+]
+QUANTIZED = [
+    {"deepspeed": f"zero{stage}", "quantize": format, "resumed": [INSIDE_THE_LAST]}
+    for format in get_args(QuantizedFormat)
     for stage in range(4)
 ]
 MOVED = [[0], [0, "embeddings"], [1, "head"], [0, 1, "embeddings", "head"]]
@@ -44,3 +51,16 @@ def test_frozen_parts_stay_and_every_zero_stage_and_rank_count_agrees():
 @pytest.mark.promise("The same in fp32 and bf16, resumed inside a stage and at its end, at every ZeRO stage")
 def test_every_precision():
     run_cases(2, EVERY)
+
+
+@pytest.mark.promise("A run resumes bit-equal within a stage in the arithmetic of a quantized file")
+@pytest.mark.parametrize(
+    "cases", [pytest.param(QUANTIZED[9:10], id="quick"), pytest.param(QUANTIZED, marks=pytest.mark.long, id="all")]
+)
+def test_a_quantized_stage_is_the_same_at_every_zero_stage(cases):
+    """Nearly the same: the last bit of a sum decides what a value between two codes becomes."""
+    rows = run_cases(2, cases)
+    for format in get_args(QuantizedFormat):
+        first, *others = [row for row in rows if row["case"]["quantize"] == format] or [None]
+        for row in others:
+            assert row["sums"][-1] == pytest.approx(first["sums"][-1], rel=0.01), row["case"]

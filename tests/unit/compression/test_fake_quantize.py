@@ -8,6 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -16,24 +18,34 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from ds_distill.compression.fake_quantize import ARITHMETIC, fake_quantize, unquantize
+from ds_distill.compression import fake_quantize as rounding_of_models
+from ds_distill.compression.fake_quantize import ARITHMETIC, check_quantizable, fake_quantize, unquantize
 from ds_distill.compression.rounding import (
+    activation_group,
     round_activation,
     round_groups,
+    round_in_groups,
     round_weight,
 )
 from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.exporters.format_table import FORMATS
 from ds_distill.exporters.int4 import write_onnx_int4, write_openvino_int4
-from ds_distill.exporters.int8 import quantize, write_onnx_int8
+from ds_distill.exporters.int8 import (
+    full_range_unavailable_reason,
+    quantize,
+    write_onnx_int8,
+    write_openvino_int8,
+)
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import write_onnx
 from ds_distill.exporters.parity import text_batches
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner
 from ds_distill.finetune.quantize_last import QuantizeLast
 from ds_distill.losses.objective import Objective
+from ds_distill.models.low_rank import set_rank
 from ds_distill.recipe import Losses
+from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, save_encoder
 
 HEADS = {"classes": AutoModelForSequenceClassification, "spans": AutoModelForQuestionAnswering}
@@ -41,9 +53,7 @@ HEADS = {"classes": AutoModelForSequenceClassification, "spans": AutoModelForQue
 
 def save_model(family: str, head: str, folder: Path) -> Path:
     save_encoder(family, folder)
-    if (
-        family == "electra"
-    ):  # a table as small as this one's would be kept twice, as the exporter folds it into the product
+    if family in ("albert", "electra"):  # whose table would be kept twice if it is small: folded into the product too
         model = AutoModelForMaskedLM.from_pretrained(folder)
         model.resize_token_embeddings(1000)
         model.save_pretrained(folder)
@@ -110,6 +120,50 @@ def test_it_computes_what_the_exported_file_computes(traced, family, head, tmp_p
         apart, moved = np.abs(mine[real] - file[real]), np.abs(whole[real] - file[real])
         assert np.median(apart) < 1e-5 * np.abs(whole[real]).max() and apart.mean() < 0.1 * moved.mean()
         assert np.array_equal(after, whole), "and floats again"
+
+
+@pytest.mark.parametrize("family, head", [*CASES, *HEADED])
+def test_it_computes_what_openvinos_int8_file_computes(traced, family, head, tmp_path, monkeypatch):
+    source, graph = traced(family, head)
+    batch = text_batches(source, [], sequences=4)[0]
+    write_openvino_int8(graph, tmp_path / "int8.xml", source.widths)
+    expected = OpenvinoRunner(tmp_path / "int8.xml")(batch.inputs)
+    rounds_activations = full_range_unavailable_reason() is None
+    if not rounds_activations:  # then OpenVINO leaves them as they are, and the weights are what can be compared here
+        monkeypatch.setattr(rounding_of_models, "round_in_groups", lambda values, group: values)
+    for whole, mine, after, file in zip(*outputs_around(source, batch.inputs, "openvino-int8"), expected, strict=True):
+        real = np.ones_like(file, bool) if head == "classes" else batch.inputs["attention_mask"] > 0
+        apart, moved = np.abs(mine[real] - file[real]), np.abs(whole[real] - file[real])
+        assert apart.mean() < (0.1 if rounds_activations else 0.01) * moved.mean()
+        assert np.array_equal(after, whole), "and floats again"
+
+
+def test_openvinos_groups_of_activations_are_those_of_the_file(traced):
+    """The last group size that a file states is that with which a model is trained."""
+    source, _ = traced("bert", "words")
+    arithmetic = ARITHMETIC["openvino-int8"](source.model)
+    assert arithmetic.activation.keywords == {"group": activation_group(source.widths)} == {"group": 32}
+    assert [activation_group(widths) for widths in ((384, 1536), (768, 3072), (312, 1200), (40,))] == [384, 384, 24, 40]
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 5]), st.integers(0, 99))
+def test_an_activation_in_groups_has_127_steps_to_either_side(groups, size, seed):
+    values = torch.randn(3, groups * size, generator=torch.Generator().manual_seed(seed))
+    rounded = round_in_groups(values, size).view(3, groups, size)
+    for row in range(3):
+        for group in range(groups):
+            part = values.view(3, groups, size)[row, group]
+            codes = 127 * rounded[row, group] / part.abs().max()
+            torch.testing.assert_close(codes, (127 * part / part.abs().max()).round(), rtol=0, atol=1e-3)
+    assert not round_in_groups(torch.zeros(2, size), size).any()
+
+
+def test_a_model_whose_file_has_other_factors_is_refused():
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", hidden_size=16, num_attention_heads=2))
+    check_quantizable(model, "finetune.quantize")
+    set_rank(model.config, 4)
+    with pytest.raises(UserError, match="^finetune.quantize: a model with linear_rank = 4 cannot be trained as a quan"):
+        check_quantizable(model, "finetune.quantize")
 
 
 FOUR_BIT_FILES = {
