@@ -21,15 +21,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    DebertaV2Config,
-    DebertaV2ForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from benchmarks.reference.recipe import reference_losses, reference_step
 from ds_distill.compression.prune_model import prune_model
@@ -37,6 +29,7 @@ from ds_distill.deepspeed_fixes import batch_gradient_copies
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses import VocabularyProjection
 from ds_distill.losses.objective import Objective
+from ds_distill.models.families import get_family_by_type
 from ds_distill.models.layer_shapes import LayerShape
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher, weights_fingerprint
@@ -67,13 +60,14 @@ def batches(clean=()):
 def random_encoder(family: str = "bert") -> PreTrainedModel:
     """The same every time, every parameter random; of a DeBERTa all layers share relative positions."""
     torch.manual_seed(0)
+    names = get_family_by_type(family).names
     sizes = {
         "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": LENGTH,
+        names.width: 32,
+        names.depth: 4,
+        names.heads: 4,
+        names.feed_forward: 64,
+        "max_position_embeddings": LENGTH + 2,  # some count from 2
     }
     of_deberta = {
         "relative_attention": True,
@@ -82,12 +76,13 @@ def random_encoder(family: str = "bert") -> PreTrainedModel:
         "share_att_key": True,
         "pos_att_type": ["p2c", "c2p"],
     }
-    if family == "deberta-v2":
-        model = DebertaV2ForMaskedLM(DebertaV2Config(**sizes, **of_deberta))
-    elif family == "modernbert":  # in its local layers a token sees four to either side
-        model = ModernBertForMaskedLM(ModernBertConfig(**sizes, local_attention=8, pad_token_id=0))
-    else:
-        model = BertForMaskedLM(BertConfig(**sizes))
+    others = {
+        "albert": {"embedding_size": 16},
+        "deberta-v2": of_deberta,
+        "electra": {"embedding_size": 16},
+        "modernbert": {"local_attention": 8, "pad_token_id": 0},  # in local layers a token sees four to either side
+    }
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(family, **sizes, **others.get(family, {})))
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)
     return model

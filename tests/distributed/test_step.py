@@ -7,16 +7,21 @@ import json
 
 import pytest
 
+from ds_distill.models.families import FAMILIES
 from tests.start import run_ranks
 
 ACCUMULATIONS = {1: [1, 4], 2: [2, 4]}  # by the number of ranks
 SHARED = {"init_layers": [0, 1, 3], "num_hidden_groups": 2, "embedding_size": 12, "linear_rank": 6}
+FACTORIZED = {"embedding_size": 12}  # an ELECTRA
+QUICK_AT_3 = ("deberta-v2", "mpnet", "electra")
+REST = tuple(sorted(FAMILIES.keys() - {*QUICK_AT_3, "bert", "modernbert"}))  # these two have tests of all stages
 OPTIONS = [
     {"deepspeed": "zero2_offload"},
     {"deepspeed": "zero1", "optimizer": "torch"},
     {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
     {"deepspeed": "zero3", "freeze": True},
-    {"deepspeed": "zero3", "family": "deberta-v2"},
+    *({"deepspeed": "zero3", "family": family} for family in QUICK_AT_3),
+    {"deepspeed": "zero3", "shape": FACTORIZED},
     # Two of the three layers have one set of weights, and these are factors.
     {"deepspeed": "zero3", "shape": SHARED},
     # with one sequence per micro-batch, a rank has steps without a masked sequence
@@ -26,7 +31,9 @@ LONG = [
     *({"deepspeed": f"zero{stage}", "compiled": True} for stage in (0, 2)),  # each compiles for half a minute
     {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
     *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (0, 1)),
-    *({"deepspeed": f"zero{stage}", "family": "deberta-v2"} for stage in range(3)),
+    *({"deepspeed": f"zero{stage}", "family": family} for family in QUICK_AT_3 for stage in range(3)),
+    *({"deepspeed": f"zero{stage}", "family": family} for family in REST for stage in range(4)),
+    *({"deepspeed": f"zero{stage}", "shape": FACTORIZED} for stage in range(3)),
     *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in range(3)),
     *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2, 3)),
 ]
