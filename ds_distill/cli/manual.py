@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -25,6 +25,7 @@ from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import Name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.families import FAMILIES
+from ds_distill.models.families.family import Family
 from ds_distill.models.families.students import list_students
 from ds_distill.multitask.settings import READ
 from ds_distill.recipe import Match, Stage
@@ -92,6 +93,17 @@ under its name without the dashes. [Getting started](getting_started.md#write-va
 values may be written. In the tables a dash stands for "none"."""
 
 
+# What a family of encoders can do or not: the heading of a column, as docs/guide/families.md explains it, the same in a
+# sentence, and whether a family can.
+ABILITIES: list[tuple[str, str, Callable[[Family], bool]]] = [
+    ("attention scores", "compare attention scores", lambda family: not family.scores_positions),
+    ("documents apart", "keep packed documents apart", lambda family: family.mask != "tokens"),
+    ("forced layers", "train single layers", lambda family: family.layers_stand_alone),
+    ("recomputed", "recompute layers", lambda family: family.recomputes),
+    ("pruned", "can be pruned", lambda family: family.outputs is not None),
+]
+
+
 def main() -> None:
     """Write all pages."""
     for file, text in pages().items():
@@ -112,9 +124,14 @@ def _put_between_marks(page: str, text: str) -> str:
 
 
 def list_families() -> str:
-    """Return what people call the supported encoders, as a sentence has it."""
-    titles = [family.title for family in FAMILIES.values()]
-    return f"{', '.join(titles[:-1])} and {titles[-1]}"
+    """Return what people call the supported encoders, and what each can do, as sentences have it."""
+    short = {name: family.title.partition(" (")[0].removesuffix("-v2 and v3") for name, family in FAMILIES.items()}
+    able = [
+        f"all but {_listed([short[name] for name, family in FAMILIES.items() if not can(family)])} {what}"
+        for _, what, can in ABILITIES
+    ]
+    all_of_them = _listed([family.title for family in FAMILIES.values()])
+    return f"{all_of_them}.\n  Of these, {', '.join(able[:-1])}, and {able[-1]}"
 
 
 def families_table() -> str:
@@ -122,17 +139,10 @@ def families_table() -> str:
     rows = []
     for family in FAMILIES.values():
         students = list_students(family)
-        can = (
-            not family.scores_positions,
-            family.mask != "tokens",
-            family.layers_stand_alone,
-            family.recomputes,
-            family.outputs is not None,
-        )
         names = ", ".join(f"`{name}`" for name in students)
-        rows.append([family.title, f"`{family.name}`", names, *("yes" if able else "no" for able in can)])
-    columns = ["encoder", "`model_type`", "student", "attention scores", "documents apart", "forced layers"]
-    return _table([*columns, "recomputed", "pruned"], rows)
+        able = ("yes" if can(family) else "no" for _, _, can in ABILITIES)
+        rows.append([family.title, f"`{family.name}`", names, *able])
+    return _table(["encoder", "`model_type`", "student", *(heading for heading, _, _ in ABILITIES)], rows)
 
 
 def configuration() -> str:
@@ -146,7 +156,7 @@ def configuration() -> str:
     parts += ["## Stages", STAGES, _settings("", Stage)]
     parts += [
         f"## {TITLES['finetune']}",
-        FINETUNE.format(read=_listed(READ)),
+        FINETUNE.format(read=_listed([f"`{name}`" for name in READ])),
         _settings("finetune", FinetuneConfig),
         "## Study",
         STUDY,
@@ -157,9 +167,9 @@ def configuration() -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return settings' names as a sentence has them."""
-    *others, last = (f"`{name}`" for name in names)
-    return f"{', '.join(others)} and {last}"
+    """Return names as a sentence has them."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def commands() -> str:

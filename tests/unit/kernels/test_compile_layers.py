@@ -9,6 +9,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     MPNetConfig,
@@ -71,6 +73,8 @@ def student(family: str, dropout: float):
         teacher = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
     elif family == "roberta":
         teacher = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
+    elif family == "electra":
+        teacher = ElectraForMaskedLM(ElectraConfig(**shape, embedding_size=16, max_position_embeddings=32))
     else:
         teacher = MPNetForMaskedLM(MPNetConfig(**shape, max_position_embeddings=34))
     return build_student(teacher.eval(), dropout=dropout).double().train()
@@ -88,7 +92,8 @@ def needs_compile():
         pytest.skip(f"torch.compile: {reason}")
 
 
-CASES = [(family, mask) for family in ("bert", "roberta", "mpnet") for mask in MASKS]  # each compiles for 10 s
+# each compiles for 10 s
+CASES = [(family, mask) for family in ("bert", "roberta", "mpnet", "electra") for mask in MASKS]
 
 
 @pytest.mark.parametrize(
