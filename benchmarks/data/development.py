@@ -3,13 +3,15 @@
     python -m benchmarks.data.development --data TASKS --tasks stsb rte squad --output DEVELOPMENT
 
 DEVELOPMENT/TASK has the training set without a tenth of it, and that tenth as the dev set, for MNLI as both of its
-dev sets. Examples that share a text (a sentence, a question, a paragraph) stay on the same side.
+dev sets. Examples that share a text (a sentence, a question, a paragraph) stay on the same side, those of several tasks
+too: QNLI made from SQuAD has its questions. So give all tasks that a choice is made by in one command.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,14 +39,17 @@ def main() -> int:
     parser.add_argument("--share", type=amount, default=0.1, help="share of the training set (default 0.1)")
     options = parser.parse_args()
     with user_errors(parser.prog):
-        for name in options.tasks:
-            rows, texts = read_training_set(get_task(name), str(Path(options.data) / name))
-            held_out = choose(texts, options.share)
+        sets = {name: read_training_set(get_task(name), str(Path(options.data) / name)) for name in options.tasks}
+        chosen = choose({name: texts for name, (_, texts) in sets.items()}, options.share)
+        for name, held_out in chosen.items():
+            rows, _ = sets[name]
             if len(held_out) in (0, len(rows)):
                 raise UserError(
                     f"--share {options.share:g}: {name} has {len(rows):,} training examples, {len(held_out):,} of "
                     "which would be held out; give another share"
                 )
+        for name, held_out in chosen.items():
+            rows, _ = sets[name]
             folder = options.output / name
             folder.mkdir(parents=True, exist_ok=True)
             for split, there in (("train", False), *((split, True) for split in get_task(name).validation)):
@@ -67,7 +72,7 @@ def read_training_set(task: Task, folder: str) -> tuple[list[Row], list[Sequence
             }
             for question in questions
         ]
-        return rows, [(question.context,) for question in questions]
+        return rows, [(question.context, question.question) for question in questions]
     examples = cast(Examples, load_examples(task, "train", folder))
     texts = list(zip(*examples.texts, strict=True))
     rows = [
@@ -77,32 +82,36 @@ def read_training_set(task: Task, folder: str) -> tuple[list[Row], list[Sequence
     return rows, texts
 
 
-def choose(texts: Sequence[Sequence[Hashable]], share: float) -> set[int]:
-    """Return the numbers of the examples to hold out: whole groups in random order, until the share is reached.
+def choose(texts: Mapping[str, Sequence[Sequence[Hashable]]], share: float) -> dict[str, set[int]]:
+    """Return the numbers of the examples to hold out of each task.
 
-    A group has all examples that are connected by texts that they share.
+    Whole groups are taken in random order, as long as no task goes beyond the share. A group has all examples, of any
+    task, that are connected by texts that they share.
     """
-    parents = list(range(len(texts)))
+    examples = [(task, number) for task, own in texts.items() for number in range(len(own))]
+    parents = {example: example for example in examples}
 
-    def find(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
+    def find(example: tuple[str, int]) -> tuple[str, int]:
+        while parents[example] != example:
+            parents[example] = parents[parents[example]]
+            example = parents[example]
+        return example
 
-    first_with: dict[Hashable, int] = {}
-    for number, own in enumerate(texts):
-        for text in own:
-            parents[find(number)] = find(first_with.setdefault(text, number))
-    groups: dict[int, list[int]] = {}
-    for number in range(len(texts)):
-        groups.setdefault(find(number), []).append(number)
+    first_with: dict[Hashable, tuple[str, int]] = {}
+    for task, number in examples:
+        for text in texts[task][number]:
+            parents[find((task, number))] = find(first_with.setdefault(text, (task, number)))
+    groups: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for example in examples:
+        groups.setdefault(find(example), []).append(example)
     order = list(groups.values())
     random.Random(SEED).shuffle(order)
-    chosen: set[int] = set()
+    chosen: dict[str, set[int]] = {task: set() for task in texts}
     for group in order:
-        if len(chosen) + len(group) <= share * len(texts):
-            chosen |= set(group)
+        counts = Counter(task for task, _ in group)
+        if all(len(chosen[task]) + count <= share * len(texts[task]) for task, count in counts.items()):
+            for task, number in group:
+                chosen[task].add(number)
     return chosen
 
 

@@ -63,6 +63,7 @@ def expand_user(path: str) -> Path:
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
-    """Return the end of an error that names `word`: the nearest of `known`, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Return the end of an error that names `word`: the nearest of `known` in any case, or nothing if none is near."""
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {names[near[0]]}?" if near else ""

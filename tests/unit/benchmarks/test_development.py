@@ -15,18 +15,28 @@ from ds_distill.tasks.squad import load_questions
 TEXTS = st.lists(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=2), min_size=1, max_size=40)
 
 
-@given(TEXTS, st.floats(0.05, 0.9))
-def test_no_text_is_on_both_sides(texts, share):
+@given(TEXTS, TEXTS, st.floats(0.05, 0.9))
+def test_no_text_is_on_both_sides_of_any_task(one, other, share):
+    texts = {"one": one, "other": other}
     chosen = choose(texts, share)
     sides = [
-        {text for number, own in enumerate(texts) if (number in chosen) == side for text in own} for side in (0, 1)
+        {
+            text
+            for task, examples in texts.items()
+            for number, own in enumerate(examples)
+            if (number in chosen[task]) == side
+            for text in own
+        }
+        for side in (False, True)
     ]
-    assert not sides[0] & sides[1] and len(chosen) <= share * len(texts)
+    assert not sides[0] & sides[1]
+    assert all(len(chosen[task]) <= share * len(examples) for task, examples in texts.items())
     assert choose(texts, share) == chosen, "the same call chooses the same"
 
 
 def test_as_many_are_held_out_as_asked_for_where_no_text_is_shared():
-    assert len(choose([(number,) for number in range(200)], 0.1)) == 20
+    chosen = choose({"one": [(number,) for number in range(200)], "other": [(-1 - n,) for n in range(50)]}, 0.1)
+    assert [len(numbers) for numbers in chosen.values()] == [20, 5]
 
 
 @pytest.mark.parametrize("task", ["stsb", "sst2", "squad"])

@@ -291,7 +291,7 @@ def test_robertas_are_exported(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", ["mpnet", "albert", "electra"])
+@pytest.mark.parametrize("family", ["mpnet", "albert", "electra", "modernbert"])
 def test_a_bias_by_relative_position_and_embeddings_of_another_width_are_exported(family, tmp_path):
     """Every format answers as the model does, at any shape."""
     source = load_source(str(save_encoder(family, tmp_path / "model")))

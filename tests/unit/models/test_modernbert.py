@@ -343,3 +343,15 @@ def test_the_states_of_a_student_are_those_behind_the_final_norm():
         mask = make_attention_mask(model, None, tokens())[LOCAL]
         output = inner(hidden, mask, **get_family(model).layer_inputs(model.model, inner, hidden))
     torch.testing.assert_close(states[LAST_HIDDEN], model.model.final_norm(output))
+
+
+@pytest.mark.long
+def test_sequences_of_8192_tokens_keep_their_documents_apart():
+    """The hidden states of a document are those of the document alone, at its positions."""
+    model = tiny_modernbert(2, max_position_embeddings=8192, layer_types=[GLOBAL, LOCAL])
+    ids = torch.randint(5, 100, (1, 8192), generator=torch.Generator().manual_seed(0))
+    first = torch.arange(8192) < 5000
+    with torch.no_grad():
+        whole, _ = run_encoder(model, ids, (first[:, None] == first[None])[None, None])
+        alone, _ = run_encoder(model, ids[:, :5000], None)
+    torch.testing.assert_close(whole[:, :5000], alone, rtol=1e-4, atol=1e-4)

@@ -219,6 +219,7 @@ def test_a_mask_that_is_added_is_finite_in_16_bit_where_a_query_sees_nothing():
         ("t5", ""),
         ("deberta", "; did you mean deberta-v2?"),
         ("albrt", "; did you mean albert?"),
+        ("BERT", "; did you mean bert?"),
         ("xlnet", "; did you mean mpnet?"),
     ],
 )
