@@ -142,10 +142,12 @@ def run(options) -> dict:
         tokens=options.tokens,
         report_to=options.report_to,
     )
-    columns = {"task": "task", "metric": "metric", "score": "on the dev set", "steps": "steps"}
-    tasks = summary["tasks"].items()
-    rows = [{"task": name, "score": task[task["metric"]]} | task for name, task in tasks]
-    print(table(rows, columns))
+    columns = {"task": "task", "metric": "metric", "score": "on the dev set", "least": "constant answer"}
+    rows = [
+        {"task": name, "score": task[task["metric"]], "least": task.get("constant", {}).get(task["metric"])} | task
+        for name, task in summary["tasks"].items()
+    ]
+    print(table(rows, columns | {"steps": "steps"}))
     cells = {name: heldout_cells(summary, prefix) for name, prefix in _PREFIXES.items()}
     heldout = [{"masked LM": name, "loss": loss, "accuracy": accuracy} for name, (loss, accuracy) in cells.items()]
     print("\n" + table(heldout, {"masked LM": "held-out masked LM", "loss": "loss (nats)", "accuracy": "accuracy"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -13,14 +14,17 @@ from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.data import Data, EncodedDev, dev_sets, get_split_name
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.token_features import WordTokens, name_tags
 from ds_distill.finetune.trainer import DevAnswers, answer_sets, score_answers
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs, find_constant_answer
+from ds_distill.tasks.entities import count_tags
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.metric_sums import METRIC_SUMS
-from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
+from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1, predict_labels
 from ds_distill.tasks.squad import Questions
 from ds_distill.tasks.squad_answers import Answer
 from ds_distill.tasks.squad_spans import Spans
+from ds_distill.tasks.tagged import OUTSIDE
 from ds_distill.training.device import default_device
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
@@ -47,14 +51,19 @@ def collect_outputs(data: Data, max_train_samples: int, dev: EncodedDev, answers
                 arrays[f"{part}.{metric}"] = scores
                 arrays[f"{part}.{metric}.constant"] = np.array([float(not question.answers) for question in questions])
             continue
-        if not isinstance(gold, np.ndarray) or gold.ndim > 1:
-            continue  # tags of words, and several labels of an example, have no paired comparison
-        outputs, labels = cast(np.ndarray, answers[split]), gold
-        predicted = outputs[:, 0] if task.regression else outputs.argmax(axis=1)
-        arrays |= {f"{part}.predicted": predicted, f"{part}.labels": labels}
         train_labels = cast(Examples, data.train[: max_train_samples or None]).labels
+        if isinstance(gold, WordTokens):
+            named, right = name_tags(task, cast(list[np.ndarray], answers[split]), gold)
+            arrays[f"{part}.counts"] = count_tags(task.metrics, named, right)
+            often = Counter(label for tags in train_labels for label in tags).most_common(1)[0][0]
+            answer = OUTSIDE if task.entities else task.labels[often]
+            constant = count_tags(task.metrics, [[answer] * len(tags) for tags in right], right)
+            arrays |= {f"{part}.{metric}.constant": constant for metric in task.metrics}
+            continue
+        outputs, labels = cast(np.ndarray, answers[split]), cast(np.ndarray, gold)
+        arrays |= {f"{part}.predicted": predict_labels(outputs, labels), f"{part}.labels": labels}
         for metric in task.metrics if task.regression else METRIC_SUMS.keys() & {*task.metrics}:
-            arrays[f"{part}.{metric}.constant"] = np.array([find_constant_answer(task, metric, train_labels)])
+            arrays[f"{part}.{metric}.constant"] = find_constant_answer(task, metric, train_labels)
     return DevOutputs(data.fingerprint, {name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
 

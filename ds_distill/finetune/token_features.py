@@ -94,7 +94,14 @@ def keep_labeled(features: Features) -> Features:
 
 
 def score_tags(task: Task, outputs: list[np.ndarray], words: WordTokens) -> Measured:
-    """Return the task's scores; a word without a token counts as outside of any entity, or as wrong.
+    """Return the task's scores, see `name_tags`."""
+    return tag_scores(task.metrics, *name_tags(task, outputs, words))
+
+
+def name_tags(task: Task, outputs: list[np.ndarray], words: WordTokens) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the predicted tags and the right ones of each sentence's words.
+
+    A word without a token counts as outside of any entity, or as wrong.
 
     Args:
         task: The task.
@@ -107,5 +114,5 @@ def score_tags(task: Task, outputs: list[np.ndarray], words: WordTokens) -> Meas
         [int(values[:, place].argmax()) if place >= 0 else absent for place in places]
         for values, places in zip(outputs, words.first, strict=True)
     ]
-    in_words = [[[names[tag] for tag in tags] for tags in rows] for rows in (predicted, words.tags)]
-    return tag_scores(task.metrics, *in_words)
+    named, right = ([[names[tag] for tag in tags] for tags in rows] for rows in (predicted, words.tags))
+    return named, right

@@ -41,7 +41,7 @@ from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.multitask.model import MultitaskModel
 from ds_distill.multitask.order import Steps, count_steps, take_batch
-from ds_distill.multitask.results import export_teacher, finished_before, save_task, score_task, summarize
+from ds_distill.multitask.results import TaskScores, export_teacher, finished_before, save_task, score_task, summarize
 from ds_distill.multitask.run import Run
 from ds_distill.multitask.settings import settings_read
 from ds_distill.multitask.trainer import MultitaskTrainer
@@ -52,7 +52,6 @@ from ds_distill.reporting.run_text import describe_device, describe_model
 from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import Task
-from ds_distill.tasks.metrics import Measured
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.training.device import default_device
 from ds_distill.utils.console import log_header, progress
@@ -242,7 +241,7 @@ def _load(run: Run) -> MultitaskModel:
     return model
 
 
-def _train_and_score(run: Run, steps: Steps, report_to: Sequence[str]) -> dict[str, Measured]:
+def _train_and_score(run: Run, steps: Steps, report_to: Sequence[str]) -> dict[str, TaskScores]:
     """Train, write the models of the tasks and the masked-LM model, and return each task's scores."""
     model = _load(run)
     last, checkpoint = find_checkpoint(run.output)
@@ -252,7 +251,7 @@ def _train_and_score(run: Run, steps: Steps, report_to: Sequence[str]) -> dict[s
         for name in run.data:
             save_task(run, model, name)
         scores = {name: score_task(run, name) for name in run.data}
-        figures = {f"dev/{task}/{name}": value for task, score in scores.items() for name, value in score.items()}
+        figures = {f"dev/{task}/{name}": value for task, score in scores.items() for name, value in score.model.items()}
         trackers.log(figures, len(steps))
         export_teacher(run, model)  # which is not there where scoring shows that the run has diverged
     return scores

@@ -19,13 +19,12 @@ from ds_distill.reporting.card_sections import (
 from ds_distill.reporting.heldout import heldout_cells
 from ds_distill.reporting.provenance import Provenance
 from ds_distill.reporting.tables import table
-from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured
 from ds_distill.utils.files import json_text
 
 
 def multitask_card(
-    tasks: Mapping[str, tuple[Task, Measured]],
+    tasks: Mapping[str, tuple[Measured, Mapping[str, float]]],
     figures: Mapping[str, Any],
     settings: dict,
     origin: Provenance,
@@ -34,7 +33,7 @@ def multitask_card(
     """Return the README.md of a masked-LM model that was tuned on several tasks.
 
     Args:
-        tasks: Each task with the scores that its own head gives on the dev sets, by name.
+        tasks: By task, the scores that its own head gives on the dev sets, and those of the constant answer.
         figures: The held-out masked-LM figures after (heldout_…) and before (teacher_heldout_…).
         settings: How it was trained.
         origin: What it was made of.
@@ -42,8 +41,8 @@ def multitask_card(
     """
     names, title = ", ".join(tasks), f"A masked language model tuned on {len(tasks)} tasks"
     scores = [
-        {"task": name, "metric": metric.replace("_", " "), "value": value}
-        for name, (_, measured) in tasks.items()
+        {"task": name, "metric": metric.replace("_", " "), "value": value, "constant": constant.get(metric)}
+        for name, (measured, constant) in tasks.items()
         for metric, value in measured.items()
     ]
     drift = [
@@ -68,7 +67,7 @@ def multitask_card(
         + "## Measured\n\nMasked LM on held-out text, at the positions that show [MASK]; losses are in nats:\n\n"
         + table(drift, {"model": "model", "loss": "loss", "accuracy": "accuracy"})
         + "\n\nOn the dev sets, with the heads of the tasks, which are not in this folder:\n\n"
-        + table(scores, {"task": "task", "metric": "metric", "value": "value"})
+        + table(scores, {"task": "task", "metric": "metric", "value": "value", "constant": "constant answer"})
         + "\n\n"
         + training_section(origin)
         + limitations_section(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.data import dev_sets
+from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import format_not_read, not_read
-from ds_distill.finetune.trainer import score_model
+from ds_distill.finetune.trainer import answer_sets, score_answers
 from ds_distill.jobs.evaluate import evaluate_folders
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
@@ -38,20 +39,29 @@ def save_task(run: Run, model: MultitaskModel, name: str) -> None:
     save_model_folder(tuned, tokenizer, run.task_folder(name))
 
 
-def score_task(run: Run, name: str) -> Measured:
+class TaskScores(NamedTuple):
+    """The scores on a task's dev sets, as shares: of its model, and of the constant answer."""
+
+    model: Measured
+    constant: dict[str, float]
+
+
+def score_task(run: Run, name: str) -> TaskScores:
     """Return the scores of a task's folder, loaded by its name alone, and write its model card."""
     folder, data, sets = run.task_folder(name), run.data[name], run.sets[name]
     tuned = load_for_task(str(folder), data.task, "model", tuned=True)
     reader = load_tokenizer(folder)
-    saved_sets = replace(sets, dev=dev_sets(data, reader, reader.model_max_length))
-    metrics = score_model(
+    dev = dev_sets(data, reader, reader.model_max_length)
+    answers = answer_sets(
         data.task,
         tuned.to(run.device),  # type: ignore[arg-type]  # wrong in transformers
-        saved_sets,
+        dev,
         Collator(reader),
         2 * run.settings.batch_size,
         name,
     )
+    metrics = score_answers(data.task, dev, answers)
+    constant = collect_outputs(data, run.settings.max_train_samples, dev, answers).score_constant()
     log_event(f"{name}: " + ", ".join(f"{key} {'–' if x is None else f'{x:.3f}'}" for key, x in metrics.items()))
     card = task_card(
         "question-answering" if data.task.spans else "classification",
@@ -60,10 +70,11 @@ def score_task(run: Run, name: str) -> Measured:
         run.trained() | {"length": sets.length},
         format_not_read(not_read(data, sets, reader)),
         run.origin,
-        loader=loader_code(tuned),
+        constant,
+        loader_code(tuned),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    return metrics
+    return TaskScores(metrics, constant)
 
 
 def export_teacher(run: Run, model: MultitaskModel) -> None:
@@ -78,7 +89,7 @@ def export_teacher(run: Run, model: MultitaskModel) -> None:
     partial.rename(export)
 
 
-def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: int, model: str) -> dict:
+def summarize(run: Run, steps: Steps, scores: dict[str, TaskScores], parameters: int, model: str) -> dict:
     """Measure masked LM before and after, write the card of the export, and return the summary."""
     export = RunFolder(run.output).export
     folders = [run.teacher, find_model_folder(str(export), "--model")]
@@ -91,7 +102,8 @@ def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: i
     tasks = {
         name: {
             "metric": data.task.metrics[0],
-            **scores[name],
+            **scores[name].model,
+            "constant": scores[name].constant,
             "steps": steps.of_each[name],
             "examples": data.counts | {"train": len(run.sets[name].train)},
             "length": run.sets[name].length,
@@ -102,7 +114,7 @@ def summarize(run: Run, steps: Steps, scores: dict[str, Measured], parameters: i
     }
     figures = after | {f"teacher_{key}": value for key, value in before.items()}
     card = multitask_card(
-        {data.task.name: (data.task, scores[name]) for name, data in run.data.items()},
+        {name: scores[name] for name in run.data},
         figures,
         run.trained(),
         run.origin,

@@ -52,28 +52,32 @@ def resample_scores(
         resamples: How many draws.
         seed: The seed of the draws.
     """
-    columns = np.concatenate([terms for name in runs for terms in runs[name]], axis=1)
+    names = [(name, number) for name, own in runs.items() for number in range(len(own))]
+    columns = np.concatenate([runs[name][number] for name, number in names], axis=1)
+    ends = np.cumsum([runs[name][number].shape[1] for name, number in names])
     key, examples = [seed, zlib.crc32(task.encode())], len(columns)
-    sums = np.empty((1 + resamples, columns.shape[1]))
-    sums[0] = columns.sum(0)
-    random, rows = np.random.default_rng(key), max(1, CHUNK // examples)
-    for start in range(1, 1 + resamples, rows):
-        size = min(rows, 1 + resamples - start)
-        drawn = random.integers(0, examples, (size, examples)) + examples * np.arange(size)[:, None]
-        counts = np.bincount(drawn.reshape(-1), minlength=size * examples).reshape(size, examples)
-        sums[start : start + size] = counts.astype(np.float64) @ columns
-    scores, place = {}, 0
-    for name, model_runs in runs.items():
-        by_run = []
-        for terms in model_runs:
-            by_run.append(score(sums[:, place : place + terms.shape[1]]))
-            place += terms.shape[1]
-        each, count = np.stack(by_run, axis=1), len(by_run)
+    each = np.empty((1 + resamples, len(names)))  # a run's score in each draw
+
+    def fill(rows: slice, sums: np.ndarray) -> None:
+        for place, part in enumerate(np.split(sums, ends[:-1], axis=1)):
+            each[rows, place] = score(part)
+
+    fill(slice(0, 1), columns.sum(0, keepdims=True))
+    random, size = np.random.default_rng(key), max(1, CHUNK // examples)
+    for start in range(1, 1 + resamples, size):
+        rows = min(size, 1 + resamples - start)
+        drawn = random.integers(0, examples, (rows, examples)) + examples * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.reshape(-1), minlength=rows * examples).reshape(rows, examples)
+        fill(slice(start, start + rows), counts.astype(np.float64) @ columns)
+    scores = {}
+    for name in runs:
+        own = each[:, [place for place, (of, _) in enumerate(names) if of == name]]
+        count = own.shape[1]
         picks = np.random.default_rng([*key, zlib.crc32(name.encode())]).integers(
             0, count, (resamples, max(1, count - 1))
         )
-        drawn_runs = np.take_along_axis(each[1:], picks, axis=1)
-        scores[name] = np.concatenate([each[:1].mean(1), drawn_runs.mean(1)])
+        drawn_runs = np.take_along_axis(own[1:], picks, axis=1)
+        scores[name] = np.concatenate([own[:1].mean(1), drawn_runs.mean(1)])
     return scores
 
 

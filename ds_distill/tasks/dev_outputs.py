@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ds_distill.tasks.catalog import Task
-from ds_distill.tasks.metric_sums import METRIC_SUMS, mean_score, mean_terms
+from ds_distill.tasks.metric_sums import METRIC_SUMS, TAG_SCORES, mean_score, mean_terms
 from ds_distill.utils.errors import UserError
 
 FILE = "dev_outputs.safetensors"
@@ -31,8 +31,10 @@ class DevOutputs:
         data: The fingerprint of the task's data.
         arrays: By name, one row per example, in the order of the file. SET is dev, or
             dev_mismatched for MNLI's second dev set. SET.predicted and SET.labels are [examples],
-            class ids or numbers, and SET.METRIC.constant is [1], the constant answer. For SQuAD,
-            SET.METRIC and SET.METRIC.constant are the scores of each question, [examples].
+            class ids or numbers, or [examples, classes] of 0 and 1 for any number of labels, and
+            SET.METRIC.constant is the constant answer, [1] or [classes]. For SQuAD, SET.METRIC and
+            SET.METRIC.constant are the scores of each question, [examples]. For tags of words,
+            SET.counts and SET.METRIC.constant are those of `entities.count_tags`, [examples, 3].
     """
 
     data: str
@@ -63,15 +65,20 @@ class DevOutputs:
         """
         if (scores := self.arrays.get(f"{part}.{metric}")) is not None:
             return mean_terms(self.arrays[f"{part}.{metric}.constant"] if constant else scores)
+        if (counts := self.arrays.get(f"{part}.counts")) is not None:
+            return self.arrays[f"{part}.{metric}.constant"] if constant else counts
         predicted, labels = self.arrays.get(f"{part}.predicted"), self.arrays.get(f"{part}.labels")
         if metric not in METRIC_SUMS or predicted is None or labels is None:
             return None
         if constant:
-            predicted = np.full(len(labels), self.arrays[f"{part}.{metric}.constant"][0])
+            answer = self.arrays[f"{part}.{metric}.constant"]
+            predicted = np.broadcast_to(answer if labels.ndim > 1 else answer[0], labels.shape)
         return METRIC_SUMS[metric].terms(predicted, labels)
 
     def score(self, metric: str, sums: np.ndarray) -> np.ndarray:
         """Return the scores that belong to sums of `terms`, [..., terms]."""
+        if f"{DEV}.counts" in self.arrays:
+            return TAG_SCORES[metric](sums)
         return mean_score(sums) if f"{DEV}.{metric}" in self.arrays else METRIC_SUMS[metric].score(sums)
 
     def score_constant(self) -> dict[str, float]:
@@ -94,16 +101,42 @@ class DevOutputs:
         return scores
 
 
-def find_constant_answer(task: Task, metric: str, labels: Sequence[int] | Sequence[float]) -> float:
-    """Return the answer that scores best on the training labels if it is given to every example.
+def find_constant_answer(task: Task, metric: str, labels: Sequence) -> np.ndarray:
+    """Return the answer that scores best on the training labels if it is given to every example, [1].
 
-    It is the mean for numbers. Of classes, for accuracy it is the most frequent one, for F1 the
-    class that the score is of; the more frequent one where two score alike.
+    It is the mean for numbers. Of classes, for accuracy and macro F1 it is the most frequent one, for F1 the
+    class that the score is of; the more frequent one where two score alike. For any number of labels it is a set of
+    them, [classes] of 0 and 1.
     """
     values = np.asarray(labels)
     if task.regression:
-        return float(values.mean())
+        return np.array([values.mean()])
+    if values.ndim > 1:
+        return _find_constant_set(metric, values)
+    if metric == "f1_macro":  # with the most frequent class, since all others have 0 whatever the answer
+        metric = "accuracy"
     terms, score = METRIC_SUMS[metric]
     candidates = range(len(task.labels))
     scores = [float(score(terms(np.full(len(values), answer), values).sum(0))) for answer in candidates]
-    return max(candidates, key=lambda answer: (np.nan_to_num(scores[answer], nan=-1), (values == answer).sum()))
+    best = max(candidates, key=lambda answer: (np.nan_to_num(scores[answer], nan=-1), (values == answer).sum()))
+    return np.array([best])
+
+
+def _find_constant_set(metric: str, labels: np.ndarray) -> np.ndarray:
+    """Return the set of labels that scores best if it is given to every example: 0 or 1 for each class.
+
+    For accuracy it is the most frequent set. For micro F1 it has the most frequent labels, as many as score best, and
+    for macro F1 all labels that there are.
+    """
+    if metric == "accuracy":
+        sets, counts = np.unique(labels, axis=0, return_counts=True)
+        return sets[counts.argmax()]
+    counts = labels.sum(axis=0)
+    if metric == "f1_macro":
+        return (counts > 0).astype(labels.dtype)
+    order = np.argsort(-counts, kind="stable")
+    sizes = np.arange(1, len(order) + 1)
+    scores = 2 * counts[order].cumsum() / (sizes * len(labels) + counts.sum())
+    answer = np.zeros_like(counts)
+    answer[order[: 1 + scores.argmax()]] = 1
+    return answer.astype(labels.dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ds_distill.tasks.metrics import Measured
 from ds_distill.tasks.tagged import OUTSIDE
 
@@ -30,3 +32,25 @@ def tag_scores(metrics: Sequence[str], predicted: list[list[str]], gold: list[li
 
     strict = Evaluator(gold, predicted, tags=types, loader="list").evaluate()["overall"]["strict"]
     return {name: float(getattr(strict, name)) for name in metrics}
+
+
+def count_tags(metrics: Sequence[str], predicted: list[list[str]], gold: list[list[str]]) -> np.ndarray:
+    """Return for each sentence how many entities are right, predicted and there, fp64 [sentences, 3].
+
+    Where the metric is accuracy, these are counts of words. `metric_sums.TAG_SCORES` has the scores of their sums,
+    which are those of `tag_scores`.
+    """
+    if "accuracy" in metrics:
+        pairs = list(zip(predicted, gold, strict=True))
+        counts = [[sum(map(str.__eq__, *pair)), len(pair[1]), len(pair[1])] for pair in pairs]
+    else:
+        from nervaluate import Evaluator
+
+        types = sorted({tag[2:] for tags in (*predicted, *gold) for tag in tags if tag != OUTSIDE})
+        evaluator = Evaluator(gold, predicted, tags=types, loader="list")
+        found, wanted = (
+            [{(entity.label, entity.start, entity.end) for entity in sentence} for sentence in side]
+            for side in (evaluator.pred, evaluator.true)
+        )
+        counts = [[len(own & right), len(own), len(right)] for own, right in zip(found, wanted, strict=True)]
+    return np.array(counts, np.float64).reshape(-1, 3)

@@ -19,7 +19,8 @@ class MetricSums(NamedTuple):
     """A metric in two parts.
 
     Attributes:
-        terms: Takes predictions and labels, both [examples], and returns fp64 [examples, terms].
+        terms: Takes predictions and labels, both [examples], or [examples, classes] of 0 and 1 for any number of
+            labels, and returns fp64 [examples, terms].
         score: Takes sums of terms over examples, [..., terms], and returns scores, [...]. They are
             NaN where there is nothing to measure a score on.
     """
@@ -38,6 +39,10 @@ def mean_score(sums: np.ndarray) -> np.ndarray:
     return _divide(sums[..., 1], sums[..., 0])
 
 
+def _accuracy_terms(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return mean_terms((predicted == labels).reshape(len(labels), -1).all(axis=1))
+
+
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
@@ -50,6 +55,35 @@ def _f1_terms(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _f1_score(sums: np.ndarray) -> np.ndarray:
     return _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+
+
+def _class_terms(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return for each class [right, predicted, label], each of all classes in turn."""
+    if labels.ndim == 1:
+        classes = np.arange(max(predicted.max(initial=0), labels.max(initial=0)) + 1)
+        predicted, labels = predicted[:, None] == classes, labels[:, None] == classes
+    predicted, labels = predicted != 0, labels != 0
+    return np.concatenate([predicted & labels, predicted, labels], axis=1).astype(np.float64)
+
+
+def _f1_macro_score(sums: np.ndarray) -> np.ndarray:
+    """Return the mean of F1 over the classes that are predicted or labels."""
+    right, predicted, labels = np.split(sums, 3, axis=-1)
+    each = _divide(2 * right, predicted + labels)
+    return _divide(np.nansum(each, axis=-1), np.isfinite(each).sum(axis=-1))
+
+
+def _f1_micro_terms(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.stack([part.sum(axis=1) for part in np.split(_class_terms(predicted, labels), 3, axis=1)], axis=1)
+
+
+def _share_score(of: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the score that divides the right ones by the count at `of`, and is 0 where the other counts alone are."""
+
+    def score(sums: np.ndarray) -> np.ndarray:
+        return np.where(sums.max(axis=-1) > 0, np.nan_to_num(_divide(sums[..., 0], sums[..., of])), np.nan)
+
+    return score
 
 
 def _matthews_terms(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -90,8 +124,13 @@ def _pearson_score(sums: np.ndarray) -> np.ndarray:
 
 # Spearman's correlation is missing: the ranks of a resampled set are no sums.
 METRIC_SUMS = {
-    "accuracy": MetricSums(lambda predicted, labels: mean_terms(predicted == labels), mean_score),
+    "accuracy": MetricSums(_accuracy_terms, mean_score),
     "f1": MetricSums(_f1_terms, _f1_score),  # of class 1
+    "f1_macro": MetricSums(_class_terms, _f1_macro_score),
+    "f1_micro": MetricSums(_f1_micro_terms, _f1_score),
     "matthews": MetricSums(_matthews_terms, _matthews_score),
     "pearson": MetricSums(_pearson_terms, _pearson_score),
 }
+
+# Of sums of `entities.count_tags`.
+TAG_SCORES = {"f1": _f1_score, "precision": _share_score(1), "recall": _share_score(2), "accuracy": _share_score(1)}

@@ -80,19 +80,29 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
 }
 
 
+def predict_labels(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return what a model's outputs predict, in the form of `labels`.
+
+    Of any number of labels, one is predicted where its output is above 0, which is a probability above one half.
+
+    Args:
+        outputs: As of `scores`.
+        labels: As of `scores`.
+    """
+    if labels.ndim == 2:
+        return (outputs > 0).astype(labels.dtype)
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+
 def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> Measured:
     """Return the scores by name, as shares and not in percent.
 
     Args:
         names: The names of the metrics.
         outputs: [examples, classes], or [examples, 1] for a number.
-        labels: [examples], or [examples, classes] of 0 and 1 for any number of labels; a label is
-            predicted where its output is above 0, which is a probability above one half.
+        labels: [examples], or [examples, classes] of 0 and 1 for any number of labels.
     """
-    if labels.ndim == 2:
-        predicted = (outputs > 0).astype(labels.dtype)
-    else:
-        predicted = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+    predicted = predict_labels(outputs, labels)
     return {name: METRICS[name](predicted, labels) if len(labels) else None for name in names}
 
 

@@ -264,7 +264,7 @@ def test_a_tasks_folder_gives_its_score_again(world, tuned):
         _, sets = encoded(world, "bert", name)
         sets = replace(sets, dev=dev_sets(data, tokenizer, tokenizer.model_max_length))
         scores = score_model(get_task(name), model, sets, Collator(tokenizer), 16, name)
-        assert scores == {key: row[key] for key in scores}
+        assert scores == {key: row[key] for key in scores} and row["constant"].keys() == scores.keys()
         assert row["length"] == tokenizer.model_max_length
     assert AutoModelForSequenceClassification.from_pretrained(output / "tasks" / "stsb").config.num_labels == 1
 
@@ -289,7 +289,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tuned, tmp_p
     monkeypatch.setattr(multitask_module, "SAVE_EVERY", 12)
     monkeypatch.setattr(trainer_module, "SAVE_SECONDS", math.inf)
     options = {"mlm_fraction": 0.25, "corpus": (), "tokens": str(whole / "tokens")}
-    step, scores = trainer_module.ProgressBar.on_step_end, multitask_results.score_model
+    step, scores = trainer_module.ProgressBar.on_step_end, multitask_results.score_answers
 
     def stop_at_15(self, args, state, control, **kwargs):
         if state.global_step == 15:
@@ -303,7 +303,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tuned, tmp_p
 
     for place, name, stop in (
         (trainer_module.ProgressBar, "on_step_end", stop_at_15),
-        (multitask_results, "score_model", stop_at_stsb),
+        (multitask_results, "score_answers", stop_at_stsb),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, stop)

@@ -273,7 +273,7 @@ def test_what_lies_at_a_path_may_not_change_while_jobs_are_left(tmp_path, monkey
     weights = save_encoder("bert", tmp_path / "teacher") / "model.safetensors"
     examples = [tmp_path / "rte" / f"{split}.jsonl" for split in ("train", "validation")]
     for file in examples:
-        file.write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": 1}))
+        file.write_text("".join(json.dumps({"sentence1": "a", "sentence2": "b", "label": i}) + "\n" for i in (0, 1)))
     plan = ["ds_configs/small_real.yaml", str(tmp_path / "teacher"), [str(tmp_path / "text.txt")], [], str(tmp_path)]
     study = Study(*plan, {"a": {"student.init_layers": [0, 1], "data.sequence_length": 32}}, ["rte"])
     monkeypatch.setattr("ds_distill.study.run.run_jobs", lambda *_: None)  # as if it were stopped at once
