@@ -19,6 +19,7 @@ from ds_distill.tasks.examples import Examples, load_examples
 from ds_distill.tasks.own_examples import load_own
 from ds_distill.tasks.squad import Question, Questions, load_questions
 from ds_distill.tasks.squad_spans import LENGTH, Spans, find_unplaced, make_spans
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 # of a dev set: labels, for SQuAD (questions, spans), or words with their tokens
@@ -70,6 +71,11 @@ def load_data(task: Task, folder: str | None) -> Data:
         UserError: If a split is missing or a file has a mistake. The message has the file and the
             line.
     """
+    with spinner(f"reading {task.name}"):
+        return _load(task, folder)
+
+
+def _load(task: Task, folder: str | None) -> Data:
     if task.own:
         task, own_train, own_dev = load_own(task)
         named = json.dumps([task.labels, task.metrics])
@@ -130,6 +136,11 @@ def encode_sets(
         settings: The length and the number of training examples are read from it.
         positions: The most tokens that the models read.
     """
+    with spinner(f"tokenizing {data.task.name}"):
+        return _encode(data, tokenizer, settings, positions)
+
+
+def _encode(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int) -> EncodedTask:
     most, length = (
         settings.max_train_samples or None,
         min(settings.max_length or (LENGTH if data.task.spans else SENTENCES), positions),

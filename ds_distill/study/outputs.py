@@ -10,7 +10,6 @@ from ds_distill.study.plan import Study
 from ds_distill.study.scheduler import make_folder_name
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.tasks.own_task import find_task, get_label
-from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, expand_user
 
 if TYPE_CHECKING:
@@ -86,6 +85,5 @@ class _Reader:
         from ds_distill.finetune.dev_outputs import score_again
 
         if self._data is None:
-            with spinner(f"reading {self.task}"):
-                self._data = load_data(find_task(self.task, self.folder), self.folder)
+            self._data = load_data(find_task(self.task, self.folder), self.folder)
         return score_again(run, self._data)
