@@ -18,9 +18,11 @@ from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.models.families import get_family_by_type
 from ds_distill.models.layer_shapes import LayerShape, full_shape, layer_shapes, set_layer_shapes
 from ds_distill.models.loading import new_model
+from ds_distill.utils.articles import counted
 from ds_distill.utils.console import progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import read_json_object, write_json
+from ds_distill.utils.machine import cores, processor_name
 
 FLOPS = "flops"  # the runtime whose costs are numbers of operations, in billions
 FEWEST_STEPS = 8  # of a feed-forward's width
@@ -35,13 +37,15 @@ class LatencyTable:
     """The costs of a model's parts, in milliseconds, or for the runtime "flops" in billions of operations.
 
     Attributes:
-        model: The sizes that the table is for: family, width, heads and feed-forward of its layers.
+        model: The sizes that the table is for: family, width, width of the embeddings, heads and feed-forward of its
+            layers.
         runtime: The runtime.
         batch: Sequences per call.
         length: Tokens per sequence.
         base: What an encoder takes besides heads and columns, by its depth, {depth: cost}.
         heads: What the attention of one layer takes, by its number of heads, [heads + 1].
         feed_forward: What the feed-forward of one layer takes, by its columns.
+        machine: Where times were measured, for readers.
     """
 
     model: dict[str, Any]
@@ -51,6 +55,7 @@ class LatencyTable:
     base: dict[int, float]
     heads: list[float]
     feed_forward: dict[int, float]
+    machine: str = ""
 
     @property
     def unit(self) -> str:
@@ -115,8 +120,9 @@ class LatencyTable:
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:
-    dims = get_family_by_type(config.model_type).dims(config)
-    return {"family": config.model_type, "width": dims.width, **full_shape(config)._asdict()}
+    family = get_family_by_type(config.model_type)
+    widths = {"width": family.dims(config).width, "embedding": family.embedding_width(config)}
+    return {"family": config.model_type, **widths, **full_shape(config)._asdict()}
 
 
 def _describe(value: object) -> str:
@@ -171,6 +177,7 @@ def measure_table(config: PretrainedConfig, runtime: str, batch: int, length: in
         {depth: times[depth, nothing]},
         _rising([per_layer(LayerShape(number, 0)) for number in range(heads + 1)]),
         dict(zip(widths, _rising([per_layer(LayerShape(0, number)) for number in widths]), strict=True)),
+        "" if runtime == FLOPS else f"{processor_name()}, {counted(cores(), 'core')}",
     )
 
 

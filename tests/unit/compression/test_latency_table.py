@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, DistilBertConfig
+from transformers import BertConfig, DistilBertConfig, ElectraConfig
 
 from ds_distill.compression import latency_table
 from ds_distill.compression.latency_table import LatencyTable, feed_forward_steps, measure_table, time_calls
@@ -71,6 +71,14 @@ def test_a_table_of_something_else_is_refused(tmp_path, asked, message):
     TABLE.save(tmp_path / "table.json")
     with pytest.raises(UserError, match=message):
         LatencyTable.load(tmp_path / "table.json", *asked)
+
+
+def test_a_table_of_embeddings_of_another_width_is_refused(tmp_path):
+    sizes = {key: value for key, value in CONFIG.to_dict().items() if key in ("hidden_size", "num_attention_heads")}
+    eight, sixteen = (ElectraConfig(**sizes, intermediate_size=24, embedding_size=width) for width in (8, 16))
+    measure_table(eight, "flops", 2, 10).save(tmp_path / "table.json")
+    with pytest.raises(UserError, match='its model is .*"embedding": 8,.*, not .*"embedding": 16,'):
+        LatencyTable.load(tmp_path / "table.json", sixteen, "flops", 2, 10)
 
 
 @pytest.mark.parametrize(
