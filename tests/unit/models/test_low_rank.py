@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ds_distill.estimate.flops import forward_flops_per_token
-from ds_distill.exporters.formats import export_formats
+from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.published import publish_model
 from ds_distill.finetune.heads import load_for_task
@@ -194,6 +194,24 @@ def test_a_folder_in_16_bits_is_exported_in_its_factors(dtype, tmp_path):
     assert factors(load_source(str(tmp_path / "saved")).traced).keys() == factors(student).keys()
     rows = export_formats(str(tmp_path / "saved"), ["torch-export"], tmp_path / "out", text=[])["formats"]
     assert rows["torch-export"]["agreement"] == 1
+
+
+@pytest.mark.long
+def test_files_of_every_format_hold_the_factors_and_are_smaller(tmp_path):
+    """Of a model so small, the graph itself has weight, so layers are wide."""
+    teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
+    wide = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(teacher.path, **sizes))
+    names, megabytes = [name for name in FORMATS if not FORMATS[name].unavailable_reason()], []
+    for rank in (None, 16):
+        student = build_student(wide, num_layers=2, dropout=0.0, linear_rank=rank)
+        save_model_folder(student, teacher.tokenizer, tmp_path / f"{rank}")
+        rows = export_formats(str(tmp_path / f"{rank}"), names, tmp_path / f"{rank} out", text=[])["formats"]
+        megabytes.append({name: row["megabytes"] for name, row in rows.items()})
+        assert rows["onnx"]["agreement"] == 1
+    assert len(names) > 3
+    for name in names:
+        assert megabytes[1][name] < 0.6 * megabytes[0][name], name
 
 
 def test_a_teacher_that_was_trained_in_factors_teaches_as_it_is(tmp_path):
