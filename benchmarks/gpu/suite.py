@@ -44,7 +44,7 @@ STEP = ("benchmarks.training.step", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
 RELATIONS = (
-    *("benchmarks.training.relations", "--size", "base", "--relation-heads", "12", "--dropout", "0.1"),
+    *("benchmarks.training.relations", "--size", "base", "--dropout", "0.1"),
     *("--objective", "all", "--repeats", "10", "--backend", "auto"),
 )
 INFERENCE = (
@@ -116,7 +116,6 @@ SMALL = {
     "--memory-rows": "256",
     "--repeats": "2",
     "--lengths": "32",
-    "--relation-heads": "4",
     "--memory-sequences": "2",
     "--memory-length": "32",
     "--rounds": "1",

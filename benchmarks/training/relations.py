@@ -31,6 +31,7 @@ from benchmarks.reference.recipe import reference_attention_score_mse, reference
 from benchmarks.training import baselines
 from benchmarks.training.step import add_setting, build_setting, check
 from ds_distill.losses import attention_score_mse, relation_kl
+from ds_distill.losses.match_checks import RELATION_HEAD
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.training.device import local_device
 from ds_distill.utils.console import spinner
@@ -84,7 +85,10 @@ def main() -> int:
     )
     add_setting(parser)
     parser.set_defaults(size="small", objective="masked", dropout=0.0, threads=1)
-    parser.add_argument("--relation-heads", type=count, default=12, help="relation heads (default 12)")
+    parser.add_argument(
+        "--relation-heads", type=count, default=None, help="relation heads (default: as losses.match, of width 16)"
+    )
+    parser.add_argument("--attention-heads", type=count, default=12, help="heads of the scores (default 12)")
     parser.add_argument("--repeats", type=count, default=7, help="rounds (default 7)")
     parser.add_argument("--memory-sequences", type=count, default=4, help="sequences for measuring memory (default 4)")
     parser.add_argument("--memory-length", type=count, default=512, help="their tokens (default 512)")
@@ -103,15 +107,18 @@ def run(args: argparse.Namespace) -> int:
         step, description = baselines.engine(setting, device)
         step()
     dtype = getattr(torch, description["dtype"])
-    width = baselines.SIZES[setting.size][1] // args.relation_heads
-    shape = (setting.sequences, args.relation_heads, setting.length, width)
+    hidden = baselines.SIZES[setting.size][1]
+    heads = args.relation_heads or hidden // RELATION_HEAD
+    shape, of_scores = (
+        (setting.sequences, number, setting.length, hidden // number) for number in (heads, args.attention_heads)
+    )
     dtypes = (dtype, teacher_dtype(device, dtype))
     jobs = {
         "step": step,
         "relations": make_loss(relation_kl, shape, device, dtypes),
         "relations, plain": make_loss(reference_relation_kl, shape, device, dtypes),
-        "attention scores": make_loss(attention_score_mse, shape, device, dtypes),
-        "attention scores, plain": make_loss(reference_attention_score_mse, shape, device, dtypes),
+        "attention scores": make_loss(attention_score_mse, of_scores, device, dtypes),
+        "attention scores, plain": make_loss(reference_attention_score_mse, of_scores, device, dtypes),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(args.repeats):
@@ -137,21 +144,22 @@ def run(args: argparse.Namespace) -> int:
         "memory_share": round(memory["fused"] / memory["plain"], 4),
         "memory_shape": memory_shape,
         "dtype": description["dtype"],
-        "heads": args.relation_heads,
+        "heads": heads,
+        "attention_heads": args.attention_heads,
         "rounds": args.repeats,
         "machine": describe(device),
     } | {name: getattr(setting, name) for name in ("size", "sequences", "length", "objective", "threads")}
     print(
-        f"{setting.sequences} × {setting.length} tokens, {args.relation_heads} heads of {width}, "
-        f"{description['dtype']}, {result['machine']}, {args.threads} threads\n"
+        f"{setting.sequences} × {setting.length} tokens, {heads} relation heads, {args.attention_heads} attention "
+        f"heads, {description['dtype']}, {result['machine']}, {args.threads} threads\n"
     )
     print("| QQ + KK + VV on one layer | ms | share of the step | in the fastest rounds |\n|---|---|---|---|")
     for name in jobs:
         fastest = result["share_of_fastest"][name]
         print(f"| {name} | {result['milliseconds'][name]:,} | {100 * share[name]:.1f} % | {100 * fastest:.1f} % |")
-    sequences, heads, length, _ = memory_shape
+    sequences, number, length, _ = memory_shape
     print(
-        f"\nmemory of one relation, {sequences} × {length} tokens, {heads} heads of 16, fp32: fused "
+        f"\nmemory of one relation, {sequences} × {length} tokens, {number} heads of 16, fp32: fused "
         f"{result['memory_mb']['fused']:,} MB, plain {result['memory_mb']['plain']:,} MB "
         f"({100 * result['memory_share']:.2f} %)"
     )
