@@ -107,6 +107,12 @@ def check_one_vocabulary(teachers: Sequence[ModelFolder], logits: bool) -> None:
                     f"{prints[0]}; give teachers that share one tokenizer"
                 )
         sizes = [folder.config.vocab_size for folder in (first, other)]
+        without = next((folder for folder in (other, first) if not folder.has_tokenizer), None)
+        if without and sizes[0] != sizes[1]:
+            raise UserError(
+                f"{other.title} has embeddings of {sizes[1]} tokens, {first.name} of {sizes[0]}, and nothing tells "
+                f"whether they share one tokenizer, which {without.name} lacks; add its tokenizer.json"
+            )
         if logits and sizes[0] != sizes[1]:
             raise UserError(
                 f"{other.title} has logits for {sizes[1]} tokens, {first.name} for {sizes[0]}, so that they have no "
