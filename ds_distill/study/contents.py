@@ -19,14 +19,23 @@ TEACHER = "teacher"  # beside it, a task is "task NAME"
 
 
 def teacher_contents(study: Study) -> dict[str, str]:
-    """Return what the teacher's weights hold, as a digest, under its name."""
+    """Return what the weights of the teachers hold, as digests, by their names."""
     from ds_distill.models.folder import find_model_folder, weight_files  # a report need not wait for them
 
-    folder, digest = find_model_folder(study.teacher), hashlib.sha256()
-    for file in weight_files(folder.path, folder.given):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return {TEACHER: digest.hexdigest()}
+    digests = {}
+    for name, given in _teachers(study).items():
+        folder, digest = find_model_folder(given), hashlib.sha256()
+        for file in weight_files(folder.path, folder.given):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _teachers(study: Study) -> dict[str, str]:
+    """Return the study's teacher, and those that are some students' own, each once, by what names them."""
+    others = dict.fromkeys(study.get_teacher(name) for name in study.students)
+    return {TEACHER: study.teacher} | {f"{TEACHER} {other}": other for other in others if other != study.teacher}
 
 
 def task_contents(study: Study, task: str) -> dict[str, str]:
@@ -47,7 +56,7 @@ def check_contents(study: Study, before: Mapping[str, str], now: Mapping[str, st
     """Raise UserError where a path holds something else than when the study began."""
     changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
     if changed:
-        places = {TEACHER: study.teacher} | {f"task {get_label(task)}": place_of(study, task) for task in study.tasks}
+        places = _teachers(study) | {f"task {get_label(task)}": place_of(study, task) for task in study.tasks}
         others = ", ".join(f"{name} ({places[name]})" for name in changed)
         raise UserError(
             f"{output}: the study began with another {others}: choose another --output, or bring back what was there"

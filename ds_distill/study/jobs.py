@@ -37,6 +37,7 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
         settings = [
             word
             for key, value in changes.items()
+            if key != TEACHER
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
         text = ("--tokens", str(tokens)) if name in sharing else corpus
@@ -44,7 +45,7 @@ def make_jobs(study: Study, output: Path) -> list[Job]:
             Job(
                 f"distill {name}",
                 output / "students" / make_folder_name(name),
-                ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
+                ("distill", *recipe, "--teacher", study.get_teacher(name), *text, *heldout, *settings),
                 depends_on=(tokens,) if name in sharing and not study.tokens else (),
                 launcher=study.launch,
             )

@@ -46,7 +46,8 @@ class Study:
         base: The recipe that all students start from.
         tasks: The tasks by name, or the YAML files of a user's own; the file's name without its suffix
             stands for such a task.
-        students: Maps each name to the dotted settings in which that student differs from `base`.
+        students: Maps each name to the dotted settings in which that student differs from `base`, and to the `teacher`
+            that it is distilled from if that is another than the study's.
         include_teacher: Whether to fine-tune the teacher as well.
         seeds: How many seeds each fine-tuning has, unless its task has a number of its own.
         task_distillation: The students that are also fine-tuned with the fine-tuned teacher.
@@ -108,6 +109,10 @@ class Study:
     def get_task_data(self, task: str) -> str | None:
         """Return the folder of a task's files; None where they come from the hub, or its YAML file names them."""
         return str(Path(self.data) / task) if self.data and not is_task_file(task) else None
+
+    def get_teacher(self, student: str) -> str:
+        """Return the teacher that a student is distilled from."""
+        return self.students[student].get(TEACHER, self.teacher)
 
     def has_spans(self, task: str) -> bool:
         """Return whether a task's answers are spans of a context, as SQuAD's are."""
@@ -209,10 +214,12 @@ class Study:
             for key in changes:
                 if key == "stages":
                     continue  # `distill` checks them with the rest of the recipe
+                if key == TEACHER and isinstance(changes[key], str):
+                    continue  # a folder or a name, which is read when the study begins
                 if not key.startswith(SECTION_PREFIXES):
                     raise UserError(
                         f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
-                        "losses.kl, and in stages"
+                        "losses.kl, in stages, and in its teacher, a folder or a name"
                     )
                 if renamed_key := current_name(key):
                     raise UserError(f"students: {name}: {key}: is called {renamed_key} now")

@@ -72,8 +72,9 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     if before and (changed := _get_changed_keys(_expand_home(before), record)):
         raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     contents = _read_tasks(study, jobs)
+    left = {job.what for job in jobs if not job.done}
     students = [
-        (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
+        (name, cast(Recipe, recipes[f"distill {name}"])) for name in study.students if f"distill {name}" in left
     ]
     if study.tokens and students:
         from ds_distill.data.run_data import with_prepared_settings  # it imports torch, and a report need not wait
@@ -113,10 +114,10 @@ def _read_task_files(study: Study) -> dict[str, str]:
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
-    """Raise UserError if a student cannot be built from the teacher.
+    """Raise UserError if a student cannot be built from its teacher.
 
     Without this check the error would come up only after the text has been prepared. `students`
-    holds (job, recipe) for each student that does not exist yet.
+    holds (name, recipe) for each student that does not exist yet.
     """
     if not students:
         return
@@ -125,16 +126,17 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         from ds_distill.models.folder import find_model_folder
         from ds_distill.preflight.models import check_teachers_complete, check_teachers_fit
 
-        teachers, recipes = [find_model_folder(study.teacher)], {}
-        for what, recipe in students:
+        recipes = {}
+        for name, recipe in students:
+            teacher = study.get_teacher(name)
             try:
-                check_teachers_fit(teachers, recipe)
+                check_teachers_fit([find_model_folder(teacher)], recipe)
             except UserError as error:
-                raise UserError(f"{what}: {error}") from error
+                raise UserError(f"distill {name}: {error}") from error
             starts = recipe.student.from_, recipe.student.init_layers == "random"
-            recipes[*starts, recipe.compares_logits, recipe.need_vocabulary] = recipe
-        for recipe in recipes.values():  # those that ask for the same weights need one look
-            check_teachers_complete(teachers, recipe)
+            recipes[teacher, *starts, recipe.compares_logits, recipe.need_vocabulary] = teacher, recipe
+        for teacher, recipe in recipes.values():  # those that ask for the same weights need one look
+            check_teachers_complete([find_model_folder(teacher)], recipe)
 
 
 def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: Set[str]) -> None:
@@ -161,9 +163,14 @@ def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: S
 
     teacher = find_model_folder(study.teacher).config
     for name, terms in asked.values():
-        recipe = recipes.get(study.finetunings[name].student)  # none of the teacher
+        student = study.finetunings[name].student
+        recipe = recipes.get(student)  # none of the teacher
         layer_map, config = (
-            plan_student(teacher, **asdict(recipe.student), dropout=recipe.training.dropout)
+            plan_student(
+                find_model_folder(study.get_teacher(student)).config,
+                **asdict(recipe.student),
+                dropout=recipe.training.dropout,
+            )
             if recipe
             else (None, teacher)
         )

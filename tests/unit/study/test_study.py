@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -187,6 +188,7 @@ def test_a_student_may_have_stages_of_its_own(tmp_path):
         ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
         ("deepspeed 'launch.sh", {}, "No closing quotation"),
         ("", {"corpus": "half.txt"}, "students: a: corpus: a student may differ only in dotted settings"),
+        ("", {"teacher": ["A", "B"]}, "students: a: teacher: a student may differ only in .* its teacher, a folder or"),
     ],
 )
 def test_a_studys_mistakes_are_said(launch, changes, words):
@@ -275,13 +277,23 @@ def test_what_lies_at_a_path_may_not_change_while_jobs_are_left(tmp_path, monkey
     for file in examples:
         file.write_text("".join(json.dumps({"sentence1": "a", "sentence2": "b", "label": i}) + "\n" for i in (0, 1)))
     plan = ["ds_configs/small_real.yaml", str(tmp_path / "teacher"), [str(tmp_path / "text.txt")], [], str(tmp_path)]
-    study = Study(*plan, {"a": {"student.init_layers": [0, 1], "data.sequence_length": 32}}, ["rte"])
+    settings = {"student.init_layers": [0, 1], "data.sequence_length": 32}
+    shutil.copytree(tmp_path / "teacher", tmp_path / "tuned")
+    tuned = tmp_path / "tuned" / "model.safetensors"
+    study = Study(*plan, {"a": settings, "b": settings | {"teacher": str(tmp_path / "tuned")}}, ["rte"])
+    distill = {
+        job.what: job.argv[job.argv.index("--teacher") + 1]
+        for job in make_jobs(study, tmp_path)
+        if job.argv[0] == "distill"
+    }
+    assert distill == {"distill a": str(tmp_path / "teacher"), "distill b": str(tmp_path / "tuned")}
     monkeypatch.setattr("ds_distill.study.run.run_jobs", lambda *_: None)  # as if it were stopped at once
     run_study(study, tmp_path / "out", check_command)
     run_study(study, tmp_path / "out", check_command)
     for file, words in (
         (examples[1], f"the study began with another task rte ({tmp_path}/rte): choose another --output"),
         (weights, f"the study began with another teacher ({tmp_path}/teacher): choose another --output"),
+        (tuned, f"began with another teacher {tmp_path}/tuned ({tmp_path}/tuned): choose another --output"),
     ):
         before = file.read_bytes()
         file.write_bytes(before.replace(b'"a"', b'"c"') if file in examples else before[:-1] + bytes([before[-1] ^ 1]))
