@@ -267,8 +267,10 @@ with the standard error of that. {where}.
 
 **The distilled student is ahead at these seeds:** {", ".join(verdicts)}.
 
-What this cannot show: how much a teacher is worth at real sizes. These teachers have read few tokens, so there is
-little to learn from them. The page says that each family's way from a teacher to its student works and pays.
+What this cannot show: how much a teacher is worth at real sizes. These teachers have read few tokens. Where attention
+knows relative positions from the start (DeBERTa, ModernBERT) they have learned from context by then, and leads are
+large; the others know little beyond word counts, so that there is little to learn from them, and a student may be as
+good as its teacher. The page says that each family's way from a teacher to its student works and pays.
 """
 
 
