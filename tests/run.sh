@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run all tests in the environment that launch.sh makes. Arguments go to pytest: ./tests/run.sh tests/unit -k launch
+# Run the tests in the environment that launch.sh makes. Arguments go to pytest: ./tests/run.sh tests/unit -k launch;
+# ./tests/run.sh -m long runs those cases that take minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -14,9 +14,9 @@ from ds_distill.multitask.settings import DEFAULTS, check_settings
 from ds_distill.reporting.closing import format_closing, sibling
 from ds_distill.reporting.heldout import heldout_cells
 from ds_distill.reporting.tables import aligned, table
-from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.catalog import MASKED_LM, Task, get_task
 from ds_distill.tasks.examples import split_files
-from ds_distill.tasks.own_task import is_task_file
+from ds_distill.tasks.own_task import find_task, is_task_file
 from ds_distill.tracking.choice import Tracker, check_installed
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -51,7 +51,12 @@ def add_arguments(parser) -> None:
         "--model", type=UserPath | None, default=None, help="folder, or name on the Hub, of the masked-LM teacher"
     )
     parser.add_argument(
-        "--tasks", "--tasks+", type=Name, nargs="+", default=[], help="tasks by name, as for finetune: rte sst2 …"
+        "--tasks",
+        "--tasks+",
+        type=Name,
+        nargs="+",
+        default=[],
+        help="tasks as for finetune: rte sst2 …, and YAML files of your own",
     )
     parser.add_argument(
         "--data",
@@ -98,13 +103,8 @@ def check(options) -> None:
         raise UserError("--model is missing; give the folder of the masked-LM teacher to tune")
     check_settings(_settings(options), options.tasks, options.mlm_fraction, options.seed)
     for task in options.tasks:
-        if is_task_file(task):
-            raise UserError(
-                f"--tasks {task}: a task of your own is not tuned together with other tasks; leave it out, and "
-                "fine-tune the teacher on it with `finetune`"
-            )
-        if get_task(task, "--tasks").tokens:
-            raise UserError(f"--tasks {task}: tags of words are not tuned together with other tasks; leave it out")
+        if not is_task_file(task):
+            get_task(task, "--tasks")
     if not options.tokens and not options.corpus:
         raise UserError(
             "--corpus is missing; give text on which masked LM is measured before and after, such as that of the "
@@ -120,18 +120,30 @@ def check_paths(options) -> None:
         TokenDataset.open(options.tokens, "train")
     else:
         check_inputs(options.corpus)
-    if options.data:
-        for task in map(get_task, options.tasks):
+    for task in _find_tasks(options):
+        if options.data and not task.own and not task.tokens:
             for split in ("train", *task.validation):
                 split_files(expand_user(options.data) / task.name, split)
     arguments.check_writable(options.output)
+
+
+def _find_tasks(options) -> list[Task]:
+    """Return the tasks; UserError where two have one name, or one has that of masked LM."""
+    found: dict[str, Task] = {}
+    for given in options.tasks:
+        own = is_task_file(given)
+        task = find_task(given, None if own or not options.data else str(Path(options.data) / given))
+        if task.name in found or task.name == MASKED_LM:
+            raise UserError(f"--tasks {given}: another task is called {task.name}; give it another `name` in its file")
+        found[task.name] = task
+    return list(found.values())
 
 
 def run(options) -> dict:
     from ds_distill.jobs.multitask import multitask
 
     summary = multitask(
-        [get_task(task) for task in options.tasks],
+        _find_tasks(options),
         options.model,
         Path(options.output),
         settings=_settings(options),

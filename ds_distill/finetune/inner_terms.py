@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ds_distill.config.losses import Losses, Match
@@ -22,6 +22,7 @@ from ds_distill.models.recorder import Recorder
 from ds_distill.utils.errors import UserError
 
 KEY = "finetune.match"
+PROJECTIONS = "task_projections"  # in a model that is in training
 
 
 class InnerTerms:
@@ -30,6 +31,8 @@ class InnerTerms:
     Attributes:
         student_sites: What the student must record.
         teacher_sites: What the teacher must record.
+        projections: What makes the student's hidden states as wide as the teacher's, by term. They are trained, and are
+            no part of the model.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class InnerTerms:
             device: Where they run; the CPU by default.
 
         Raises:
-            UserError: An entry cannot be, see `losses.terms.make_matches`, or needs a projection or deviations.
+            UserError: An entry cannot be, see `losses.terms.make_matches`, or needs deviations.
         """
         for index, entry in enumerate(match):
             is_term = entry.loss in (*LOSSES, *HEAD_LOSSES) and entry.quantities != ["embeddings"]
@@ -67,14 +70,15 @@ class InnerTerms:
             raise UserError(str(error).replace("losses.match", KEY)) from error
         for index, (term, entry) in enumerate(zip(self.terms.values(), match, strict=True)):
             term.to(device or torch.device("cpu"))
-            if isinstance(term, MatchedLoss) and term.projection is not None:
-                raise UserError(
-                    f"{KEY}[{index}].loss = {entry.loss}: compares hidden states of one width, but the student's is "
-                    f"{term.projection.in_features} and the teacher's {term.projection.out_features}; give "
-                    "loss: relation"
-                )
             if entry.normalize:
                 raise UserError(f"{KEY}[{index}].normalize = true: is not measured in a fine-tuning; leave it out")
+        self.projections = nn.ModuleDict(
+            {
+                name: term.projection
+                for name, term in self.terms.items()
+                if isinstance(term, MatchedLoss) and term.projection is not None
+            }
+        )
         self.student_sites = tuple(dict.fromkeys(own for term in self.terms.values() for own, _ in term.sites))
         self.teacher_sites, _ = teacher_sites(self.terms.values())
 
@@ -91,6 +95,18 @@ class InnerTerms:
         real = attention_mask.bool()
         count = real.sum()
         return {name: term.weight * term(student, teacher, real) / count for name, term in self.terms.items()}
+
+
+def put_projections(model: PreTrainedModel, inner: InnerTerms) -> None:
+    """Make the projections of some terms parts of a model, in place, so that they train and are kept with it."""
+    if len(inner.projections):
+        model.add_module(PROJECTIONS, inner.projections)
+
+
+def drop_projections(model: PreTrainedModel) -> None:
+    """Leave a model, in place, without what `put_projections` has added."""
+    if hasattr(model, PROJECTIONS):
+        delattr(model, PROJECTIONS)
 
 
 def run_recorded(

@@ -16,7 +16,7 @@ from ds_distill.finetune.data import dev_sets
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.inner_terms import InnerTerms
+from ds_distill.finetune.inner_terms import InnerTerms, drop_projections, put_projections
 from ds_distill.finetune.notices import format_not_read, not_read
 from ds_distill.finetune.plan import Plan
 from ds_distill.finetune.quantize_last import QuantizeLast
@@ -121,11 +121,12 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         model_to_train.set_attn_implementation("eager")
     arguments = make_arguments(point, folder, seed, bf16=precision == "bf16", cpu=cpu, save_every=SAVE_EVERY)
     last, checkpoint = find_checkpoint(folder)
-    average = WeightAverage(model_to_train, point.average_weights, checkpoint) if point.average_weights > 0 else None
     inner = None
     if point.match and plan.teachers is not None:
         configs = model_to_train.config, plan.teachers.first.config
         inner = InnerTerms(point.match, *configs, plan.layer_map, plan.device)
+        put_projections(model_to_train, inner)
+    average = WeightAverage(model_to_train, point.average_weights, checkpoint) if point.average_weights > 0 else None
     trainer = FinetuneTrainer(
         model=model_to_train,
         args=arguments,
@@ -149,6 +150,7 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         unquantize(model_to_train)
         if average:
             average.apply()
+        drop_projections(model_to_train)
         # A later scoring of the folder then reads examples as this run did.
         setattr(model_to_train.config, LENGTH_KEY, sets.length)
         fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)

@@ -98,7 +98,9 @@ def multitask(
     teacher = find_model_folder(model, "--model")
     untuned = load_masked_lm(teacher)
     check_vocabulary(teacher.tokenizer, untuned.config, teacher.given)
-    all_data = {task.name: load_data(task, data and str(Path(data) / task.name)) for task in tasks}
+    all_data = {
+        task.name: load_data(task, str(Path(data) / task.name) if data and not task.own else None) for task in tasks
+    }
     identity = {
         "tasks": list(all_data),
         "model": weights_fingerprint(untuned)[:16],
@@ -121,7 +123,7 @@ def multitask(
         device = default_device()
         if device.type == "cpu":
             retain_freed_memory()
-        hub_sets = [] if data else [task.hub[0] for task in tasks]
+        hub_sets = [] if data else [task.hub[0] for task in tasks if not task.own]
         origin = provenance.from_model(
             teacher.path,
             datasets=list(dict.fromkeys([*hub_sets, *provenance.name_datasets(corpus)])),

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ds_distill.models.families import INPUTS, get_family, get_input_names
-
-MASKED_LM = "masked-lm"  # the name of masked LM among the tasks; no task has a hyphen in its name
+from ds_distill.tasks.catalog import MASKED_LM
 
 
 class MultitaskModel(nn.Module):

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from ds_distill.data.batch import Batch
 from ds_distill.data.loader import BatchLoader
 from ds_distill.finetune.features import ByLength, Collator, Features
-from ds_distill.multitask.model import MASKED_LM
+from ds_distill.tasks.catalog import MASKED_LM
 
 
 def count_steps(examples: Mapping[str, int], batch: int, epochs: float, mlm_fraction: float) -> int:

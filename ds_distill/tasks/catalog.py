@@ -130,6 +130,7 @@ TASKS = {
     )
 }
 
+MASKED_LM = "masked-lm"  # the name of masked LM among several tasks, which no task may have there
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 
 

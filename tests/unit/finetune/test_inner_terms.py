@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from ds_distill.config.losses import Match
-from ds_distill.finetune.inner_terms import InnerTerms, run_recorded
+from ds_distill.finetune.inner_terms import InnerTerms, drop_projections, put_projections, run_recorded
 from ds_distill.losses.relations import relation_kl
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST, Site, run_encoder
@@ -66,10 +66,28 @@ def test_terms_are_weighted_means_over_real_tokens(batch):
     assert all(layer.attention.self.value.weight.grad is not None for layer in get_family(student).get_layers(student))
 
 
+def test_a_narrower_student_learns_a_projection_that_its_folder_lacks(batch):
+    student, teacher = classifier(2, 2, 16), classifier(3, 4)
+    terms = InnerTerms([Match("mse", layers="last")], student.config, teacher.config, None, CPU)
+    names = {name for name, _ in student.named_parameters()}
+    put_projections(student, terms)
+    assert {name for name, _ in student.named_parameters()} - names == {"task_projections.mse.weight"}
+    _, own = run_recorded(student, batch, terms.student_sites)
+    with torch.no_grad():
+        _, theirs = run_recorded(teacher, batch, terms.teacher_sites)
+    real, last = batch["attention_mask"].bool(), Site("hidden", LAST)
+    [found] = terms(own, theirs, batch["attention_mask"]).values()
+    wide = own[last] @ torch.eye(32)[:16]
+    torch.testing.assert_close(found, (wide - theirs[last])[real].square().mean(-1).sum() / real.sum())
+    found.backward()
+    assert student.task_projections["mse"].weight.grad.any()
+    drop_projections(student)
+    assert {name for name, _ in student.named_parameters()} == names
+
+
 def test_what_a_fine_tuning_cannot_compare_is_refused():
     student, teacher = classifier(2, 2, 16).config, classifier(3, 4).config
     for entry, message in (
-        (Match("mse", layers="uniform"), r"finetune\.match\[0\]\.loss = mse: .* student's is 16 and the teacher's 32"),
         (
             Match("relation", layers="mapped"),
             r"finetune\.match\[0\]\.layers = mapped: .*; give that folder, or layers: un",

@@ -33,6 +33,9 @@ from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.inner_terms import InnerTerms
 from ds_distill.losses.task_distillation import temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
+from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.saving import save_model_folder
+from ds_distill.models.student import build_student
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.dev_outputs import FILE, DevOutputs
 from ds_distill.utils.errors import StoppedError, UserError
@@ -338,6 +341,42 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         other["settings"]["learning_rate"] == 1e-4
         and json.loads((left / "settings.json").read_text())["asked"]["epochs"] == 2
     )
+
+
+@pytest.mark.promise("A task distillation that is killed ends as if it had not been, bit-equal, projections included")
+def test_a_task_distillation_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
+    """Its student is narrower than its teachers, of which there are two, and learns what lies inside one first."""
+    monkeypatch.setattr(one_run, "SAVE_EVERY", 4)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", math.inf)
+    quick = FinetuneConfig(epochs=2, batch_size=8, learning_rate=1e-3, precision="fp32")
+
+    def run(name, model, points, **options):
+        place = {"data": str(world / "rte"), **options}
+        return runs.finetune(get_task("rte"), str(model), tmp_path / name, points=points, **place)
+
+    run("teacher", world / "bert", [quick], seeds=[0, 1])
+    teachers = [str(tmp_path / "teacher" / f"seed={seed}" / "model") for seed in (0, 1)]
+    narrow = build_student(load_masked_lm(str(world / "bert")), hidden_size=16, num_layers=1, dropout=0.0)
+    save_model_folder(narrow, load_tokenizer(world / "bert"), tmp_path / "narrow")
+    match = [Match("cosine", layers="last", weight=10.0), Match("relation", layers="last", weight=3.0)]
+    point = replace(quick, match=match, layers_first=0.5, average_weights=0.5)
+    whole = run("whole", tmp_path / "narrow", [point], seeds=[0], teachers=teachers)
+    step = trainer_module.ProgressBar.on_step_end
+    for at in (3, 7):
+
+        def stop(self, args, state, control, at=at, **kwargs):
+            if state.global_step == at:
+                signal.raise_signal(signal.SIGTERM)
+            step(self, args, state, control, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_module.ProgressBar, "on_step_end", stop)
+            with pytest.raises(StoppedError, match=f"stopped at step {at} of 10"):
+                run("broken", tmp_path / "narrow", [point], seeds=[0], teachers=teachers)
+    assert run("broken", tmp_path / "narrow", [point], seeds=[0], teachers=teachers)["metrics"] == whole["metrics"]
+    weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
+    assert not any("projections" in name for name in weights[0])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_what_a_run_answered_is_kept_and_can_be_made_again(world, tmp_path):

@@ -3,10 +3,11 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.estimate.estimate import Estimator
@@ -41,6 +42,7 @@ SHAPES = [
     {"embedding_size": 16},
     {"num_hidden_groups": 2},
     {"embedding_size": 16, "num_hidden_groups": 1},
+    {"intermediate_size": 16, "family": "bert"},
 ]
 
 
@@ -236,7 +238,7 @@ def test_a_stock_class_reloads_it(tmp_path, shape):
         bare = AutoModel.from_pretrained(tmp_path, **no_pooler(student.config.model_type))
         encoder = get_family(student).get_encoder(student)
         assert torch.equal(bare.eval()(tokens()).last_hidden_state, encoder(tokens()).last_hidden_state)
-    again = build_student(student, init_layers=[0, 1, 2, 3]).eval()  # as a teacher
+    again = build_student(student, init_layers=[0, 1, 2, 3], family=shape.get("family")).eval()  # as a teacher
     with torch.no_grad():
         assert torch.equal(again(tokens()).logits, student(tokens()).logits)
 
@@ -311,6 +313,17 @@ def test_layers_that_share_their_weights_are_frozen_together():
         freeze_all_but(student, [3], 3, "stages[0]", head=True)
     freeze_all_but(student, [2], 3, "stages[0]", head=True)
     assert all(("groups.1" in name) == p.requires_grad for name, p in student.named_parameters())
+
+
+def test_six_narrow_layers_have_the_operations_of_three_whole_ones():
+    """Attention between tokens aside, which is run in each layer: a quarter of the feed-forward, at twice the depth."""
+    teacher = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    narrow = plan_student(teacher, num_layers=6, intermediate_size=384, family="bert")[1]
+    whole = plan_student(teacher, num_layers=3, family="bert")[1]
+    assert narrow.intermediate_size == 384 and type(narrow) is BertConfig
+    short, long = (np.array([forward_flops_per_token(c, length, 0.0) for c in (narrow, whole)]) for length in (64, 128))
+    between = 2 * (long - short)  # which grows with the length
+    assert (long - between)[0] == (long - between)[1] > 0 and between[0] == 2 * between[1] < 0.2 * long[0]
 
 
 def test_estimates_count_what_a_factorized_and_a_shared_student_have_and_run():

@@ -23,13 +23,14 @@ from ds_distill.finetune.trainer import score_model
 from ds_distill.jobs import multitask as multitask_module
 from ds_distill.jobs.multitask import multitask
 from ds_distill.models.families import get_family
+from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import count_parameters
 from ds_distill.multitask import results as multitask_results
-from ds_distill.multitask.model import MASKED_LM, MultitaskModel
+from ds_distill.multitask.model import MultitaskModel
 from ds_distill.multitask.order import Steps, count_steps, draw_probabilities
 from ds_distill.multitask.settings import DEFAULTS, check_settings
-from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.catalog import MASKED_LM, get_task
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, save_encoder
 
@@ -267,6 +268,32 @@ def test_a_tasks_folder_gives_its_score_again(world, tuned):
         assert scores == {key: row[key] for key in scores} and row["constant"].keys() == scores.keys()
         assert row["length"] == tokenizer.model_max_length
     assert AutoModelForSequenceClassification.from_pretrained(output / "tasks" / "stsb").config.num_labels == 1
+
+
+def test_tasks_of_ones_own_are_tuned_with_others(world, tmp_path, capsys):
+    """One has classes by name, the other tags of words."""
+    words = [line.split() for line in SAMPLE.read_text().splitlines() if len(line.split()) > 6]
+    rows = [f"{' '.join(w[:5]).replace(',', '')},{('calm', 'loud')[i % 2]}" for i, w in enumerate(words)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,mood", *rows, ""]))
+        tagged = ["\n".join(f"{word} {'B-x' if len(word) > 5 else 'O'}" for word in w[:6]) for w in words]
+        (tmp_path / f"{split}.conll").write_text("\n\n".join(tagged) + "\n")
+    (tmp_path / "mood.yaml").write_text("text: text\nlabel: mood\ntrain: train.csv\ndev: dev.csv\nmetric: f1_macro\n")
+    (tmp_path / "long.yaml").write_text("kind: token-classification\ntrain: train.conll\ndev: dev.conll\n")
+    given = ["rte", str(tmp_path / "mood.yaml"), str(tmp_path / "long.yaml")]
+    command = ["multitask", "--model", str(world / "bert"), "--data", str(world), "--corpus", str(world / "text.txt")]
+    command += ["--output", str(tmp_path / "run"), "--finetune.epochs", "1", "--finetune.precision", "fp32"]
+    assert main([*command, "--tasks", *given]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads(printed.splitlines()[-1])
+    assert [*summary["tasks"]] == ["rte", "mood", "long"] and "| mood | f1_macro |" in " ".join(printed.split())
+    assert summary["tasks"]["long"]["constant"]["f1"] == 0 and summary["tasks"]["mood"]["constant"]["f1_macro"] > 0
+    folder = find_model_folder(summary["tasks"]["long"]["model"])
+    assert folder.config.architectures == ["BertForTokenClassification"]
+    assert "token-classification" in (folder.path / "README.md").read_text()
+    (tmp_path / "other.yaml").write_text((tmp_path / "mood.yaml").read_text() + "name: mood\n")
+    assert main([*command, "--tasks", given[1], str(tmp_path / "other.yaml")]) == 2
+    assert "another task is called mood; give it another `name` in its file" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_done_again_even_where_it_was_moved(world, tuned, tmp_path):
