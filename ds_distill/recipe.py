@@ -35,6 +35,8 @@ class Student:
         num_layers: Number of layers; half the teacher's by default.
         hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
             rows and columns of the teacher's weights.
+        num_attention_heads: Number of attention heads; by default the teacher's, reduced as hidden_size is. A narrower
+            student with as many as its teacher, as TinyBERT, is initialized from the first dimensions of each head.
         intermediate_size: Width of the feed-forward layers; by default the teacher's, reduced as hidden_size is. A
             smaller one is initialized from the first columns of the teacher's.
         embedding_size: Width of the embeddings; by default the teacher's, reduced as hidden_size is. A smaller one is
@@ -60,6 +62,7 @@ class Student:
     init_layers: str | list[int] = "every_other"
     num_layers: int | None = None
     hidden_size: int | None = None
+    num_attention_heads: int | None = None
     intermediate_size: int | None = None
     embedding_size: int | None = None
     num_hidden_groups: int | None = None
@@ -315,7 +318,8 @@ class Recipe:
         if keys["training.teacher_precision"] == "auto":
             del keys["training.teacher_precision"]  # earlier versions had no such key
         keys["losses.match"] = [_match_identity(match) for match in keys["losses.match"]]
-        for key in ("intermediate_size", "embedding_size", "num_hidden_groups", "linear_rank", "family"):
+        shapes = ("num_attention_heads", "intermediate_size", "embedding_size", "num_hidden_groups", "linear_rank")
+        for key in (*shapes, "family"):
             if not keys[f"student.{key}"]:
                 del keys[f"student.{key}"]  # nor these
         if not keys["data.clean_fraction"]:

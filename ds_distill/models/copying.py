@@ -161,10 +161,35 @@ def copy_from_teacher(
             continue
         whole = _mean([source[name] for name in names])
         parts = next((count for part, count in family.fused.items() if module.endswith(f".{part}")), 1)
+        if layer:
+            whole = _of_heads(whole, name.rpartition(".")[0], teacher, student)
         for own, other in zip(target.chunk(parts), whole.chunk(parts), strict=True):
             own.copy_(other[tuple(slice(size) for size in own.shape)])
         copied.add(id(target))
     return [name for name, parameter in student.named_parameters() if id(parameter) not in copied]
+
+
+def _of_heads(weight: Tensor, module: str, teacher: PreTrainedModel, student: PreTrainedModel) -> Tensor:
+    """Return a layer's weight or bias with the first dimensions of each head alone, where the student's are smaller.
+
+    These are rows of what computes queries, keys and values, and columns of what reads the heads.
+
+    Args:
+        weight: The teacher's.
+        module: The name of the student's module.
+        teacher: The teacher.
+        student: The student.
+    """
+    dims, own = (get_family(model).dims(model.config) for model in (teacher, student))
+    family, size = get_family(student), own.width // own.heads
+    if size == dims.width // dims.heads or family.outputs is None:
+        return weight
+    columns = module.endswith(f".{family.outputs[0]}") and weight.ndim > 1
+    if not columns and not any(module.endswith(f".{projection}") for projection in family.projections):
+        return weight
+    dimension = int(columns)
+    heads = weight.unflatten(dimension, (dims.heads, -1))
+    return heads.narrow(dimension + 1, 0, size).flatten(dimension, dimension + 1)
 
 
 def _parameters_of_layers(teacher: PreTrainedModel) -> dict[str, Tensor]:

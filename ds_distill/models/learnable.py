@@ -108,6 +108,7 @@ def _shared_by_layers(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     # what makes embeddings as wide as layers lies beside these in an ALBERT, and is a part of the embeddings
     others = {family.layers, family.factors.projection if family.factors else ""}
     if parent != family.encoder:
-        for own, module in model.get_submodule(parent).named_children():
+        within = parent.removeprefix(f"{family.encoder}.")
+        for own, module in family.get_encoder(model).get_submodule(within).named_children():
             if f"{parent}.{own}" not in others:
                 yield from module.parameters()

@@ -34,6 +34,7 @@ def build_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    num_attention_heads: int | None = None,
     intermediate_size: int | None = None,
     embedding_size: int | None = None,
     num_hidden_groups: int | None = None,
@@ -57,6 +58,8 @@ def build_student(
         hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
             heads and starts from the first rows and columns of the teacher's weights; where one weight computes
             several quantities, from the first rows of each.
+        num_attention_heads: The number of its attention heads, by default the teacher's, reduced as the width is. With
+            more than these, it takes the first dimensions of each of the teacher's heads.
         intermediate_size: The width of its feed-forward layers, by default the teacher's, reduced as the width is. A
             smaller one starts from the first columns of the teacher's.
         embedding_size: The width of its embeddings, by default the teacher's, reduced as the width is. A smaller one
@@ -95,6 +98,7 @@ def build_student(
         init_layers=init_layers,
         num_layers=num_layers,
         hidden_size=hidden_size,
+        num_attention_heads=num_attention_heads,
         intermediate_size=intermediate_size,
         embedding_size=embedding_size,
         num_hidden_groups=num_hidden_groups,

@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.families.family import Family
+from ds_distill.models.families.family import Dims, Family
 from ds_distill.models.families.students import copies_layers, copies_positions, get_student_class
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.layer_shapes import is_pruned, layer_shapes, set_layer_shapes
@@ -96,6 +96,7 @@ def plan_student(
     init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
     hidden_size: int | None = None,
+    num_attention_heads: int | None = None,
     intermediate_size: int | None = None,
     embedding_size: int | None = None,
     num_hidden_groups: int | None = None,
@@ -141,11 +142,16 @@ def plan_student(
     else:
         depth = default_depth(dims.depth) if num_layers is None else num_layers
     hidden, head = dims.width if hidden_size is None else hidden_size, dims.width // dims.heads
-    if not head <= hidden <= dims.width or hidden % head:
+    if num_attention_heads is not None:
+        heads = num_attention_heads
+        _check_heads(heads, hidden, dims, teacher_family, student)
+    elif not head <= hidden <= dims.width or hidden % head:
         raise UserError(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
-            f"at most its width {dims.width}"
+            f"at most its width {dims.width}, or student.num_attention_heads as well"
         )
+    else:
+        heads = dims.heads * hidden // dims.width
     if student.rotary and head % 2:
         raise UserError(
             f"{cause}: the teacher's heads have {head} dimensions, and positions of {with_article(student.name)} turn "
@@ -158,7 +164,7 @@ def plan_student(
     config = student_class.make_config(teacher_family, teacher) if student_class else _without_task(teacher)
     narrower = dims._replace(
         depth=depth,
-        heads=dims.heads * hidden // dims.width,
+        heads=heads,
         width=hidden,
         feed_forward=inner,
     )
@@ -190,6 +196,19 @@ def plan_student(
         setattr(config, student.sinusoidal, freeze_positions and not takes_positions)
     _set_linear_rank(config, linear_rank)
     return layer_map, config
+
+
+def _check_heads(heads: int, hidden: int, dims: Dims, teacher: Family, student: Family) -> None:
+    """Raise UserError where a student of a width cannot have as many heads, with dimensions of its teacher's heads."""
+    given, size = f"student.num_attention_heads = {heads}", dims.width // dims.heads
+    if student.outputs is None or teacher.outputs is None:
+        family = student if student.outputs is None else teacher
+        raise UserError(f"{given}: heads of {with_article(family.name)} cannot be cut one by one; leave it out")
+    if not 1 <= heads <= dims.heads or not heads <= hidden <= min(dims.width, heads * size) or hidden % heads:
+        raise UserError(
+            f"{given}: give 1 to the teacher's {dims.heads} heads, and with student.hidden_size = {hidden} a number "
+            f"that divides it into heads of at most the teacher's {size} dimensions"
+        )
 
 
 def _set_linear_rank(config: PretrainedConfig, rank: int | None) -> None:

@@ -19,6 +19,7 @@ STUDENT_KEYS = (
     "teacher",
     "student.num_layers",
     "student.hidden_size",
+    "student.num_attention_heads",
     "student.intermediate_size",
     "student.embedding_size",
     "student.num_hidden_groups",

@@ -67,7 +67,7 @@ def random_encoder(family: str = "bert") -> PreTrainedModel:
         names.depth: 4,
         names.heads: 4,
         names.feed_forward: 64,
-        "max_position_embeddings": LENGTH + 2,  # some count from 2
+        "max_position_embeddings": LENGTH + 2 * (family in ("camembert", "mpnet", "roberta", "xlm-roberta")),
     }
     of_deberta = {
         "relative_attention": True,

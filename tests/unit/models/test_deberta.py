@@ -193,11 +193,12 @@ def test_documents_of_a_packed_sequence_cannot_be_kept_apart(tmp_path):
 
 
 def test_relative_positions_learn_with_the_layers_alone():
-    """Where only the embeddings are compared, ZeRO stage 3 would wait for gradients that do not come."""
+    """Where no layer attends, ZeRO stage 3 would wait for gradients that do not come."""
     teacher, ids = tiny_deberta(), tokens()
     for match, learns in (
         (Match(loss="mse", of="embeddings", weight=1.0), False),
-        (Match(loss="relation", of=["query", "value"], layers=[(0, 1)], weight=1.0), True),
+        (Match(loss="relation", of=["query", "value"], layers=[(0, 1)], weight=1.0), False),
+        (Match(loss="relation", of=["query", "value"], layers=[(1, 1)], weight=1.0), True),
     ):
         student = build_student(teacher, dropout=0.0, num_layers=2)
         objective = Objective(student, Losses(kl=0.0, mlm=0.0, cosine=0.0, match=[match]), 1, teacher.config)

@@ -315,6 +315,44 @@ def test_layers_that_share_their_weights_are_frozen_together():
     assert all(("groups.1" in name) == p.requires_grad for name, p in student.named_parameters())
 
 
+@pytest.mark.parametrize("make", [tiny_bert, tiny_electra, tiny_roberta])
+def test_a_narrower_student_may_have_as_many_heads_as_its_teacher(make):
+    """It takes the first dimensions of each head, and can be compared by attention scores, as TinyBERT-4."""
+    teacher = make(4)
+    student = build_student(teacher, init_layers=[1, 3], hidden_size=16, num_attention_heads=4, dropout=0.0)
+    family, own = get_family(teacher), get_family(student)
+    assert (family.dims(teacher.config).heads, own.dims(student.config)[1:3]) == (4, (4, 16))
+    layers = family.get_layers(teacher)[3], own.get_layers(student)[1]
+    for projection, other in zip(own.projections, family.projections, strict=True):
+        whole, part = layers[0].get_submodule(other), layers[1].get_submodule(projection)
+        assert torch.equal(part.weight, whole.weight.view(4, 8, 32)[:, :4, :16].reshape(16, 16))
+        assert torch.equal(part.bias, whole.bias.view(4, 8)[:, :4].reshape(16))
+    whole, part = layers[0].get_submodule(family.outputs[0]), layers[1].get_submodule(own.outputs[0])
+    assert torch.equal(part.weight, whole.weight.view(32, 4, 8)[:16, :, :4].reshape(16, 16))
+    assert torch.equal(part.bias, whole.bias[:16])
+    losses = Losses(kl=0, mlm=0, cosine=0, match=[Match("attention", layers=[(0, 1), (1, 3)])])
+    objective, frozen = Objective(student, losses, 1, teacher.config, [1, 3]), Teacher(teacher)
+    ids = tokens()
+    targets = frozen.targets(ids, sites=objective.teacher_sites, head=False)
+    loss, _ = objective(ids, None, torch.full_like(ids, -100), (ids.numel(), 0), targets)
+    loss.backward()
+    assert loss > 0 and layers[1].get_submodule(own.projections[0]).weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (tiny_bert, {"hidden_size": 16, "num_attention_heads": 5}, "give 1 to the teacher's 4 heads, and with student"),
+        (tiny_bert, {"hidden_size": 18, "num_attention_heads": 4}, "with student.hidden_size = 18 a number that divid"),
+        (tiny_bert, {"hidden_size": 32, "num_attention_heads": 2}, "heads of at most the teacher's 8 dimensions"),
+        (tiny_modernbert, {"hidden_size": 16, "num_attention_heads": 4}, "heads of a modernbert cannot be cut one by"),
+    ],
+)
+def test_heads_that_a_student_cannot_have_are_refused(make, options, message):
+    with pytest.raises(UserError, match=f"student.num_attention_heads = .*{message}"):
+        plan_student(make(4).config, **options)
+
+
 def test_six_narrow_layers_have_the_operations_of_three_whole_ones():
     """Attention between tokens aside, which is run in each layer: a quarter of the feed-forward, at twice the depth."""
     teacher = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
