@@ -169,11 +169,10 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         trackers.log({f"dev/{name}": value for name, value in metrics.items()}, trainer.state.global_step)
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
-    head = "question-answering" if plan.task.spans else "token-classification" if plan.task.tokens else "classification"
     trained = {"seed": seed, "precision": precision, **point.as_dict(), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
     card = task_card(
-        head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant(), loader_code(final)
+        plan.task.head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant(), loader_code(final)
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

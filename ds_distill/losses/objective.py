@@ -89,14 +89,14 @@ class Objective(nn.Module):
         depth = self.family.dims(model.config).depth
         looked_at = {site: -1 if site == EMBEDDINGS else site.layer % depth for site in self.student_sites}
         self.highest = depth - 1 if self.vocabulary else max(looked_at.values(), default=depth - 1)
+        at_highest = {site.quantity for site, layer in looked_at.items() if layer == self.highest >= 0}
+        vectors = None if self.vocabulary or "hidden" in at_highest or not at_highest else at_highest
         if self.weights:  # without terms it only evaluates
-            at_highest = {site.quantity for site, layer in looked_at.items() if layer == self.highest >= 0}
-            whole = self.vocabulary or "hidden" in at_highest or not at_highest
-            freeze_unreached(model, self.highest, head=self.vocabulary, vectors=None if whole else at_highest)
+            freeze_unreached(model, self.highest, head=self.vocabulary, vectors=vectors)
         # Where queries, keys and values are all that is compared of the highest layer, its output gets a gradient of
         # zeros: by that of its output, ZeRO 3 knows to gather the weights of a layer that is recomputed.
         end = Site("hidden", LAST if self.highest == depth - 1 else self.highest)
-        self._zeroed = None if self.vocabulary or self.highest < 0 or end in self.student_sites else end
+        self._zeroed = end if vectors else None
 
     def force(self, forcing: TeacherForcing) -> None:
         """Train single layers on the teacher's states; evaluation still runs the whole model."""

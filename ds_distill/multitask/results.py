@@ -64,7 +64,7 @@ def score_task(run: Run, name: str) -> TaskScores:
     constant = collect_outputs(data, run.settings.max_train_samples, dev, answers).score_constant()
     log_event(f"{name}: " + ", ".join(f"{key} {'–' if x is None else f'{x:.3f}'}" for key, x in metrics.items()))
     card = task_card(
-        "question-answering" if data.task.spans else "token-classification" if data.task.tokens else "classification",
+        data.task.head,
         data.task,
         metrics,
         run.trained() | {"length": sets.length},

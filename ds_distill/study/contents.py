@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ds_distill.study.plan import Study
 from ds_distill.tasks.own_task import find_task, get_label
-from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, expand_user
 
 TEACHER = "teacher"  # beside it, a task is "task NAME"
@@ -46,9 +45,8 @@ def task_contents(study: Study, task: str) -> dict[str, str]:
     """
     from ds_distill.finetune.data import load_data  # It imports torch, and a report need not wait for that.
 
-    with spinner(f"reading {get_label(task)}"):
-        data = study.get_task_data(task)
-        read = load_data(find_task(task, data), str(expand_user(data)) if data else None)
+    data = study.get_task_data(task)
+    read = load_data(find_task(task, data), str(expand_user(data)) if data else None)
     return {f"task {get_label(task)}": read.fingerprint}
 
 

@@ -79,6 +79,11 @@ class Task:
         """Whether the labels of words are entities in the BIO scheme, and not one tag per word."""
         return self.tokens and self.metrics != ("accuracy",)
 
+    @property
+    def head(self) -> str:
+        """The kind of head of a model for the task."""
+        return "question-answering" if self.spans else "token-classification" if self.tokens else "classification"
+
 
 def _glue(
     name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **kwargs
