@@ -44,8 +44,8 @@ from ds_distill.utils.memory import memory_limit
 ENOUGH = 10**9  # steps, of which each stage of a recipe has some
 HEADROOM = 0.9  # share of the device's memory that a run may use; allocators keep some for themselves
 # These values for CPUs were measured (python -m benchmarks.training.memory_estimate): thread pools
-# and GEMM buffers, and the share of freed activations that glibc's heap keeps.
-CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
+# and GEMM buffers, the share of freed activations that glibc's heap keeps, and a tokenizer's bytes per word.
+CPU_LIBRARIES, CPU_HEAP, TOKENIZER_WORD = 0.11 * GIB, 0.45, 900
 
 
 class Estimator:
@@ -291,7 +291,8 @@ class Estimator:
         local = int(
             os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size()
         )
-        return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
+        tokenizer = TOKENIZER_WORD * self.student.config.vocab_size
+        return memory_limit() / max(1, local), self.process + CPU_LIBRARIES + tokenizer
 
 
 def _dtype_on(gpu: Device, training: Training) -> torch.dtype:

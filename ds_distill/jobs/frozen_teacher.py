@@ -18,7 +18,7 @@ from ds_distill.models.teacher import Teacher, needed_part
 from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 
-_ROWS = 512  # tokens whose logits exist at a time
+_LOGITS = 1 << 24  # that exist at a time: of a large vocabulary, those of 64 tokens
 
 
 def freeze_teachers(
@@ -93,9 +93,10 @@ def not_finite(teacher: Teacher, batch: Batch, sites: Sequence[Site] = (LAST_HID
             return f"its {site.quantity} states are not finite in {_format(states)} on a batch of the corpus"
     if targets.decoder_input is None or targets.decoder_weight is None:
         return None
-    for part in targets.decoder_input[real].split(_ROWS):
+    for part in targets.decoder_input[real].split(max(1, _LOGITS // len(targets.decoder_weight))):
         logits = torch.nn.functional.linear(part, targets.decoder_weight, targets.decoder_bias)
-        if not bool(logits.isfinite().all()):
+        # the largest is NaN or infinite if one is; isfinite would make a copy of all
+        if not bool(logits.abs_().amax().isfinite()):
             return f"its logits are not finite in {_format(logits)} on a batch of the corpus"
     return None
 

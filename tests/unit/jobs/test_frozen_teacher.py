@@ -1,8 +1,12 @@
 """A teacher gets a number format that its activations fit in, or is refused before the first step."""
 
+import functools
+
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
+from benchmarks.harness.machine import peak_allocated_bytes
 from ds_distill.data.batch import Batch
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.jobs import frozen_teacher
@@ -86,3 +90,14 @@ def test_logits_are_looked_at_and_padding_is_not(large, monkeypatch):
     monkeypatch.setattr(teacher, "targets", with_nan_in_padding)
     assert frozen_teacher.not_finite(teacher, batch(real)) is None
     assert frozen_teacher.not_finite(teacher, batch()) is not None
+
+
+def test_the_look_at_the_logits_of_a_large_vocabulary_takes_little_memory():
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    teacher = Teacher(BertForMaskedLM(BertConfig(**shape, vocab_size=256_000, max_position_embeddings=256)))
+    ids = torch.arange(1024).view(4, 256)
+    look = functools.partial(frozen_teacher.not_finite, teacher, Batch(ids, torch.full_like(ids, -100), None))
+    assert look() is None and peak_allocated_bytes(look, CPU) < 150e6, "all of its logits are 1 GB"
+    with torch.no_grad():
+        teacher.decoder_bias[200_000] = torch.nan
+    assert look().startswith("its logits")
