@@ -102,8 +102,9 @@ class StopRequest:
 
     def _listen(self) -> None:
         """Take signals from the process while this thread's Python code may be in a long call."""
-        while not self._left.is_set():
-            if taken := signal.sigtimedwait(self._heeded, 0.2):
+        while not self._left.wait(0.2):
+            # with a time to wait, Python gives a number that is none once the process has been suspended for longer
+            while taken := signal.sigtimedwait(self._heeded, 0):
                 self._handle(taken.si_signo)
 
     def _handle(self, number: int, frame: FrameType | None = None) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,28 @@ def test_a_second_ctrl_c_ends_at_once(capfd, asked, pause, status):
     process.start()
     assert wait_until(lambda: not process.is_alive(), [process.pid]) is None and process.exitcode == status
     assert capfd.readouterr().err.count(f"asked to end by {asked[0].name}: saving after this step") == 1
+
+
+def suspend_itself_and_end() -> None:
+    interrupt.AGAIN = 0.1
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with StopRequest() as stop:
+        for _ in range(3):
+            subprocess.Popen(["sh", "-c", f"sleep 0.6; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.3)
+        assert not stop.requested and threading.active_count() == 2
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+    os._exit(1)
+
+
+def test_a_run_that_was_suspended_still_hears(capfd):
+    process = multiprocessing.get_context("fork").Process(target=suspend_itself_and_end)
+    process.start()
+    assert wait_until(lambda: not process.is_alive(), [process.pid]) is None and process.exitcode == 130
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_nohup_ignores_asks_for_nothing():
