@@ -28,7 +28,5 @@ if [[ $# == 0 ]]; then
     "$PY" -m mypy || exit 1
     wait  # for the optimizers
 fi
-# The tests of a file stay together because they share their setup, and the files that take longest come first. Three run
-# on two cores: for a third of its time, a test waits for processes that it has started or ended.
-workers=$("$PY" -c "import os; print(min(4, (3 * os.cpu_count() + 1) // 2))")
-exec "$PY" -m pytest -q --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "$@"
+# The tests of a file stay together because they share their setup, and the files that take longest come first.
+exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
