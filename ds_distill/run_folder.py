@@ -1,6 +1,7 @@
 """An output folder belongs to one run, and to one job at a time; the job's first rank writes for all."""
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -174,6 +175,7 @@ def _bind(
     before = run_in(output, remedy)
     if before is None:
         write_json(RunFolder(output).identity, identity)
+        lock.push(functools.partial(_release_unused, output))
         return
     grown = longer_by(before, identity) if can_grow else {}
     _check_same(output, before | grown, identity, resume, remedy)
@@ -181,6 +183,14 @@ def _bind(
         log(f"{output}: {key} was {before[key]}, is {value}: the run continues at the learning rates of the longer one")
     if grown:
         write_json(RunFolder(output).identity, before | grown)
+
+
+def _release_unused(output: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Leave no claim on a folder where a mistake was found before anything was made: the corrected run is another."""
+    if kind is not None and issubclass(kind, UserError):
+        folder = RunFolder(output)
+        if set(output.iterdir()) <= {folder.identity, folder.lock}:
+            folder.identity.unlink(missing_ok=True)
 
 
 def check_run_identity(output: Path, identity: dict, resume: str) -> None:

@@ -171,7 +171,7 @@ def run(options) -> dict:
     from ds_distill.estimate.report import format_plan
     from ds_distill.preflight.checks import check_deepspeed
     from ds_distill.recipe_choice import losses_for
-    from ds_distill.utils.console import is_first
+    from ds_distill.utils.console import is_first, spinner
 
     recipe = arguments.build_recipe(options)
     check_deepspeed(recipe.training)
@@ -184,19 +184,20 @@ def run(options) -> dict:
     tokens = recipe.training.max_tokens or (per_epoch and recipe.training.epochs * per_epoch)
     if tokens and arguments.leaves_losses_open(options, recipe):
         recipe = replace(recipe, losses=losses_for(tokens))
-    estimate = plan(
-        recipe,
-        teachers,
-        folder,
-        options.ranks,
-        options.memory_gib,
-        options.tokens_per_second,
-        options.gpu,
-        epoch,
-        options.price,
-        start,
-        options.network,
-    )
+    with spinner("computing a micro-batch of models of these shapes"):
+        estimate = plan(
+            recipe,
+            teachers,
+            folder,
+            options.ranks,
+            options.memory_gib,
+            options.tokens_per_second,
+            options.gpu,
+            epoch,
+            options.price,
+            start,
+            options.network,
+        )
     if is_first():
         print(format_plan(estimate) + "\n")
     return estimate

@@ -171,7 +171,9 @@ def run(options) -> dict:
 
 
 def closing(options, summary: dict) -> str:
+    export = ["export", "--model", options.output, "--format", "onnx-int8"]
+    scored_on = ["--data", options.task] if is_task_file(options.task) else []
     return format_closing(
         aligned([("model", f"{summary['export']}, the one at the median"), ("files", options.output)]),
-        commands=[("convert it for deployment", ["export", "--model", options.output, "--format", "onnx-int8"])],
+        commands=[("convert it for deployment", [*export, *scored_on])],
     )

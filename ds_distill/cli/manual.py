@@ -100,7 +100,7 @@ ABILITIES: list[tuple[str, str, Callable[[Family], bool]]] = [
     ("documents apart", "keep packed documents apart", lambda family: family.mask != "tokens"),
     ("forced layers", "train single layers", lambda family: family.layers_stand_alone),
     ("recomputed", "recompute layers", lambda family: family.recomputes),
-    ("pruned", "can be pruned", lambda family: family.outputs is not None),
+    ("pruned", "be pruned", lambda family: family.outputs is not None),
 ]
 
 
@@ -126,12 +126,13 @@ def _put_between_marks(page: str, text: str) -> str:
 def list_families() -> str:
     """Return what people call the supported encoders, and what each can do, as sentences have it."""
     short = {name: family.title.partition(" (")[0].removesuffix("-v2 and v3") for name, family in FAMILIES.items()}
-    able = [
-        f"all but {_listed([short[name] for name, family in FAMILIES.items() if not can(family)])} {what}"
-        for _, what, can in ABILITIES
-    ]
+    lacking: dict[tuple[str, ...], list[str]] = {}  # families by what they cannot do
+    for name, family in FAMILIES.items():
+        if lacks := tuple(what for _, what, can in ABILITIES if not can(family)):
+            lacking.setdefault(lacks, []).append(short[name])
+    limits = [f"{_listed(names)} cannot {_listed(lacks, 'or')}" for lacks, names in lacking.items()]
     all_of_them = _listed([family.title for family in FAMILIES.values()])
-    return f"{all_of_them}.\n  Of these, {', '.join(able[:-1])}, and {able[-1]}"
+    return f"{all_of_them}.\n  {'; '.join(limits)}"
 
 
 def families_table() -> str:
@@ -166,10 +167,10 @@ def configuration() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a sentence has them."""
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    """Return names as a sentence has them, with `word` before the last one."""
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def commands() -> str:

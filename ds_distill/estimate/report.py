@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 
 from ds_distill.reporting.tables import aligned
+from ds_distill.utils.articles import counted
 
 WIDTH = 80
 _PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak")
-_UNKNOWN = "give --corpus, --tokens or training.max_tokens"
+_UNKNOWN = "unknown; give training.max_tokens, --tokens or a size as --corpus 3MB (files are not read)"
 
 
 def format_plan(estimate: dict) -> str:
@@ -24,7 +25,7 @@ def format_plan(estimate: dict) -> str:
         "run": f"{estimate['tokens']:,} tokens, {estimate['steps']:,} steps" if estimate["tokens"] else _UNKNOWN,
         **{f"stage {number}": text for number, text in enumerate(estimate["run_stages"], 1)},
         "rate": (
-            f"{estimate['tokens_per_second']:,} tokens/s on {estimate['ranks']} ranks, "
+            f"{estimate['tokens_per_second']:,} tokens/s on {counted(estimate['ranks'], 'rank')}, "
             f"{estimate['tflops_needed']} TFLOP/s ({estimate['rate_kind']})"
         ),
         "time": _UNKNOWN if estimate["hours"] is None else f"{estimate['hours']:,} hours",

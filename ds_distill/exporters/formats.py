@@ -298,10 +298,14 @@ def example(source: ExportModel, format: Format) -> str:
     types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)
+    labels = "transformers.AutoConfig.from_pretrained('.').id2label"
+    config = source.model.config
+    one_of_several = len(config.id2label or {}) > 1 and config.problem_type != "multi_label_classification"
     shown = {
-        "masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])",
+        "masked-lm": f"tokenizer.decode({call}[x['input_ids'] == tokenizer.mask_token_id].argmax(-1))",
         "question-answering": f"{call}.argmax(-1)",
-        "token-classification": f"{call}.argmax(-1)",
+        "token-classification": f"[{labels}[int(number)] for number in {call}.argmax(-1)[0]]",
+        "classification": f"{labels}[int({call}.argmax())]" if one_of_several else call,
     }.get(source.head, call)
     return (
         f"import {module}, transformers; tokenizer = transformers.AutoTokenizer.from_pretrained('.')\n"

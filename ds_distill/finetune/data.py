@@ -168,7 +168,7 @@ def _encode(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneCo
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
             f"labeled {_name_labels(data.task, absent)}; use more examples (0 means all), or put the training examples "
-            "in random order"
+            "in random order, since a file that is sorted by label begins with a few of them"
         )
     if data.task.tokens:
         return EncodedTask(keep_labeled(encode_sentences(examples, tokenizer, length)[0]), dev, length)
@@ -176,7 +176,9 @@ def _encode(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneCo
 
 
 def _name_labels(task: Task, labels: set[int]) -> str:
-    return ", ".join(task.labels[label] for label in sorted(labels))
+    named = [task.labels[label] for label in sorted(labels)]
+    others = f" or one of {len(named) - 3} more labels" if len(named) > 4 else ""
+    return ", ".join(named[:3] if others else named) + others
 
 
 def _labels_in(examples: Examples) -> set[int]:

@@ -38,6 +38,7 @@ from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
+from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import RunFolder
 from ds_distill.tasks.catalog import LENGTH_KEY
@@ -171,8 +172,17 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
     trained = {"seed": seed, "precision": precision, **point.as_dict(), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
+    paths = plan.teachers.paths if plan.teachers else []
     card = task_card(
-        plan.task.head, plan.task, metrics, trained, remark, plan.origin, outputs.score_constant(), loader_code(final)
+        plan.task.head,
+        plan.task,
+        metrics,
+        trained,
+        remark,
+        plan.origin,
+        outputs.score_constant(),
+        loader_code(final),
+        [provenance.name_model(Path(path)) if Path(path).exists() else path for path in paths],
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

@@ -197,12 +197,13 @@ def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describe
     most = max(point.max_train_samples or counts["train"] for point in points)
     added = max(_count_augmented(plan.encode_sets(point)).get("augmented", 0) for point in points)
     texts = f" and {added:,} augmented texts" if added else ""
+    taken = f"{most:,} of {counts['train']:,}" if most < counts["train"] else f"{counts['train']:,}"
     precision = " and ".join(dict.fromkeys(resolve_precision(point, plan.device) for point in points))
     runs = f"{len(points)} settings × " if len(points) > 1 else ""
     return {
         plan.task.name: described + _describe_teachers(plan.teachers),
         "device": f"{describe_device(plan.device, 1)}, {precision}",
-        "data": f"{min(most, counts['train']):,} training examples{texts}, {counts['dev']:,} to score",
+        "data": f"{taken} training examples{texts}, {counts['dev']:,} to score",
         "steps": f"{steps:,} in all: {runs}{counted(len(seeds), 'seed')}",
         "output": str(plan.output),
     }

@@ -143,7 +143,7 @@ def resolve_model_folder(path: str, option: str = "teacher =", *, weights: bool 
         return cached
     repository, revision = hub.split_name(path)
     if not hub.NAME.fullmatch(repository):
-        raise UserError(f"{option} {path}: no such folder; correct the path")
+        raise UserError(f"{option} {path}: no such folder; correct the path (relative ones start at {Path.cwd()})")
     command = hub.fetch_command(repository, revision)
     if "/" in repository and expand_user(repository).parent.is_dir():
         # a mistyped path must not fetch what a stranger has put on the Hub under that name

@@ -24,6 +24,8 @@ from ds_distill.reporting.run_text import millions
 from ds_distill.reporting.tables import aligned
 from ds_distill.utils import shell
 
+KNOWS_LITTLE = 0.1  # of the words at [MASK]; a share of less says little
+
 Command = tuple[str, Sequence[object]]  # a remark, and the words after ds-distill
 
 
@@ -113,11 +115,18 @@ def _kept(summary: Mapping[str, Any]) -> dict[str, str]:
     kept, guesses = summary.get("kept"), summary.get("heldout_mask_count") or 0
     if kept is None:
         return {}
-    return {
-        "kept": f"{kept:.1%} of the teacher's accuracy"
-        if guesses >= FEW_GUESSES
-        else f"{guesses} guesses tell too little"
-    }
+    if guesses < FEW_GUESSES:
+        return {"kept": f"{guesses} guesses tell too little"}
+    own, teachers = (summary.get(f"{whose}heldout_mask_accuracy") or 0.0 for whose in ("", "teacher_"))
+    errors = [summary.get(f"{whose}heldout_mask_accuracy_se") or 0.0 for whose in ("", "teacher_")]
+    # both guess at the same words, which makes the true error smaller
+    error = kept * sum((e / a) ** 2 for e, a in zip(errors, (own, teachers), strict=True) if a) ** 0.5
+    remark = ""
+    if teachers < KNOWS_LITTLE:
+        remark = f", which is low on this text ({teachers:.1%}), so that it says little"
+    elif own < (summary.get("start_heldout_mask_accuracy") or 0.0):
+        remark = ", less than at the start: give it more tokens"
+    return {"kept": f"{100 * kept:.1f} ± {100 * error:.1f} % of the teacher's accuracy{remark}"}
 
 
 def sibling(output: str, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def task_card(
     origin: Provenance | None = None,
     constant: dict[str, float] | None = None,
     loader: str | None = None,
+    teachers: Sequence[str] = (),
 ) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
@@ -121,6 +122,7 @@ def task_card(
         origin: What it was made of.
         constant: The scores of the constant answer, see `tasks.dev_outputs`.
         loader: As in `model_card`.
+        teachers: The names of the fine-tuned models that it learned from.
     """
     origin, constant = origin or Provenance(), constant or {}
     rows = [
@@ -130,6 +132,8 @@ def task_card(
     columns = {"metric": "on the dev set", "value": "value"} | ({"constant": "constant answer"} if constant else {})
     remark = f"{remark}\n\n" if remark else ""
     labels = ", ".join(f"{number} is `{label}`" for number, label in enumerate(task.labels))
+    named = " and ".join(f"`{name}`" for name in teachers)
+    learned_from = f", and distilled from {named}, fine-tuned on the same task" if named else ""
     results = list(_task_results(head, task, metrics, origin.datasets))
     return (
         front_matter(
@@ -141,7 +145,7 @@ def task_card(
             eval_results=results,
         )
         + f"# A model for {task.name}\n\nAn encoder fine-tuned on the task {task.name} with ds-distill"
-        + f"{made_of(origin)}.\n\n"
+        + f"{made_of(origin)}{learned_from}.\n\n"
         + usage_section(
             "pair" if len(task.texts) == 2 and not task.spans else "multi-label" if task.multi_label else head,
             loader=loader,

@@ -141,8 +141,9 @@ def _read_row(task: Task, row: dict, where: str) -> tuple[list[str], list[Any]]:
             check_value(row, name, where)
             if name not in row:
                 columns = [str(column) for column in row]
+                free = [column for column in columns if column not in (*task.texts, *own.label)]
                 raise UserError(
-                    f"{where}: no column {name}{did_you_mean(name, columns)}; the columns are {', '.join(columns)}; "
+                    f"{where}: no column {name}{did_you_mean(name, free)}; the columns are {', '.join(columns)}; "
                     f"name one of them as `{key}` in {own.source}"
                 )
     for name in task.texts:

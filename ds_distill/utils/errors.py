@@ -64,6 +64,12 @@ def expand_user(path: str) -> Path:
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """Return the end of an error that names `word`: the nearest of `known` in any case, or nothing if none is near."""
+    near = nearest_name(word, known, cutoff)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest_name(word: str, known: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """Return the one of `known` that is most like `word` in any case; None where none is near."""
     names = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(word.casefold(), list(names), n=1, cutoff=cutoff)
-    return f"; did you mean {names[near[0]]}?" if near else ""
+    return names[near[0]] if near else None

@@ -17,7 +17,7 @@ from ds_distill.models.families.modernbert import MODERNBERT
 from ds_distill.models.families.mpnet import MPNET
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
 from ds_distill.utils.articles import with_article
-from ds_distill.utils.errors import UserError, did_you_mean
+from ds_distill.utils.errors import UserError, nearest_name
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
@@ -74,8 +74,8 @@ def get_family_by_type(model_type: str | None) -> Family:
 
 def supported(model_type: object) -> str:
     """Return the end of an error about an encoder that is not in the table: those that are, and the nearest by name."""
-    nearest = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
-    return f"; supported: {', '.join(FAMILIES)}{nearest}"
+    nearest = nearest_name(model_type, FAMILIES) if isinstance(model_type, str) else None
+    return f"; supported: {', '.join(FAMILIES)}" + (f"; nearest name: {nearest}" if nearest else "")
 
 
 def check_positions(config, length: int, what: str) -> None:

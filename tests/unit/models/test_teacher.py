@@ -217,10 +217,10 @@ def test_a_mask_that_is_added_is_finite_in_16_bit_where_a_query_sees_nothing():
     ("given", "nearest"),
     [
         ("t5", ""),
-        ("deberta", "; did you mean deberta-v2?"),
-        ("albrt", "; did you mean albert?"),
-        ("BERT", "; did you mean bert?"),
-        ("xlnet", "; did you mean mpnet?"),
+        ("deberta", "; nearest name: deberta-v2"),
+        ("albrt", "; nearest name: albert"),
+        ("BERT", "; nearest name: bert"),
+        ("xlnet", "; nearest name: mpnet"),
     ],
 )
 def test_unknown_family_is_named(tmp_path, given, nearest):
