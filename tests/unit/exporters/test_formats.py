@@ -71,7 +71,7 @@ def classifier(student, tmp_path_factory):
     config = BertConfig(
         vocab_size=400,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
