@@ -295,9 +295,9 @@ def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
 def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
     """Memory is gradients of the inputs' own size and a chunk's 240 MB.
 
-    The logits of these 1024 tokens alone would be 1 GB each.
+    The logits of these 640 tokens alone would be 640 MB each.
     """
-    rows, width, vocabulary = 1024, 16, 250_002
+    rows, width, vocabulary = 640, 16, 250_002
     make = torch.Generator().manual_seed(0)
     hidden, weight = (
         torch.randn(rows, width, generator=make, requires_grad=True),
