@@ -98,7 +98,7 @@ def plain_path() -> str:
 def shipped(tmp_path_factory):
     """The demo on a little of this machine's documentation: its folder, and what it printed."""
     output = tmp_path_factory.mktemp("shipped") / "out"
-    sizes = ["--corpus_megabytes", 0.4, "--training.max_tokens", 8192]
+    sizes = ["--corpus_megabytes", 0.4, "--training.max_tokens", 4096]
     done = ds_distill("demo", "--output", output, *sizes, PATH=plain_path())
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done.stdout

@@ -182,7 +182,7 @@ def test_a_number_as_python_and_yaml_write_it_is_itself(number):
         assert parse_float(text) == number, text
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.text(max_size=12))
 def test_any_text_is_a_number_or_answered(text):
     for hint in (
