@@ -12,6 +12,9 @@ from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.layer_shapes import layer_shapes
 from ds_distill.models.loading import new_model
 
+Shapes = Counter[tuple[int, int]]
+_linears: dict[tuple[type, str], tuple[Shapes, Shapes]] = {}  # by a config's class and text
+
 
 def flops_per_token(
     teacher: PretrainedConfig | None, student: PretrainedConfig, length: int, projected: float = 1.0
@@ -60,11 +63,20 @@ def _seen(length: int, window: int | None) -> float:
     return 2 * reach + 1 - reach * (reach + 1) / length
 
 
-def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+def linear_shapes(config: PretrainedConfig) -> tuple[Shapes, Shapes]:
     """Return how many linear layers of each shape (in, out) a masked-LM model runs in its encoder and in its head.
 
     Layers that share their weights run each time.
     """
+    # An estimate asks for the shapes of a few models tens of times, and to build a model takes a tenth of a second.
+    key = type(config), config.to_json_string()
+    if key not in _linears:
+        _linears[key] = _count_linears(config)
+    encoder, head = _linears[key]
+    return encoder.copy(), head.copy()
+
+
+def _count_linears(config: PretrainedConfig) -> tuple[Shapes, Shapes]:
     with torch.device("meta"):  # nothing is allocated
         model = new_model(config, head=True)
     family = get_family(model)
@@ -72,8 +84,8 @@ def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], C
     runs = {
         part: places.count(place) for place, layer in enumerate(family.get_layers(model)) for part in layer.modules()
     }
-    encoder: Counter[tuple[int, int]] = Counter()
-    head: Counter[tuple[int, int]] = Counter()
+    encoder: Shapes = Counter()
+    head: Shapes = Counter()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             part = encoder if name.startswith(f"{family.encoder}.") else head
@@ -81,5 +93,5 @@ def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], C
     return encoder, head
 
 
-def _products(shapes: Counter[tuple[int, int]]) -> int:
+def _products(shapes: Shapes) -> int:
     return sum(count * inner * outer for (inner, outer), count in shapes.items())

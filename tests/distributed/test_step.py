@@ -18,30 +18,32 @@ QUICK_AT_3 = ("deberta-v2", "mpnet", "electra")
 REST = tuple(sorted(FAMILIES.keys() - {*QUICK_AT_3, "albert", "bert", "modernbert"}))
 OPTIONS = [
     {"deepspeed": "zero2_offload"},
-    {"deepspeed": "zero1", "optimizer": "torch"},
-    {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
-    {"deepspeed": "zero3", "freeze": True},
+    {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True, "freeze": True},
     *({"deepspeed": "zero3", "family": family} for family in QUICK_AT_3),
     {"deepspeed": "zero3", "shape": FACTORIZED},
     # Two of the three layers have one set of weights, and these are factors.
     {"deepspeed": "zero3", "shape": SHARED},
     # with one sequence per micro-batch, a rank has steps without a masked sequence
-    {"deepspeed": "zero1", "clean": [0, 3, 4, 6], "accumulations": [4]},
+    {"deepspeed": "zero1", "optimizer": "torch", "clean": [0, 3, 4, 6], "accumulations": [4]},
 ]
 LONG = [
     *({"deepspeed": f"zero{stage}", "compiled": True} for stage in (0, 2)),  # each compiles for half a minute
     {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
-    *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (0, 1)),
+    {"deepspeed": "zero1", "optimizer": "torch"},
+    {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
+    *({"deepspeed": f"zero{stage}", "freeze": True} for stage in (0, 1, 3)),
     *({"deepspeed": f"zero{stage}", "family": family} for family in QUICK_AT_3 for stage in range(3)),
     *({"deepspeed": f"zero{stage}", "family": family} for family in REST for stage in range(4)),
     *({"deepspeed": f"zero{stage}", "shape": FACTORIZED} for stage in range(3)),
     *({"deepspeed": f"zero{stage}", "shape": SHARED} for stage in range(3)),
-    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in (0, 2, 3)),
+    *({"deepspeed": f"zero{stage}", "clean": [0, 3, 4, 6], "accumulations": [4]} for stage in range(4)),
 ]
-BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
+# Stages 1 and 3 have frozen parameters beside the others.
+BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in (0, 2)]
 BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (1, 3)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "freeze": True, "batched": True}]  # as on a GPU
 BF16_LONG = [
+    *({"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in (1, 3)),
     {"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True},
     {"deepspeed": "zero0", "dtype": "bfloat16", "overflow": True, "freeze": True},
     {"deepspeed": "zero2", "dtype": "bfloat16", "overflow": True, "shape": SHARED},

@@ -59,7 +59,7 @@ nbformat.write(notebook, "executed.ipynb")
 """
 
 
-TOKENS = {"250_000": "40_000", "100_000": "20_000"}  # of its two runs, in the quick test
+TOKENS = {"250_000": "20_000", "100_000": "10_000"}  # of its two runs, in the quick test
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, pytest.param({}, marks=pytest.mark.long)], ids=["fewer tokens", "as it is"])

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import subprocess
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from ds_distill.demo.comparison import PROMPTS
 from ds_distill.demo.run import SHIPPED_TEACHER
+from tests import patience
 from tests.start import ROOT, ds_distill, start_ranks
 
 
@@ -97,7 +98,7 @@ def plain_path() -> str:
 def shipped(tmp_path_factory):
     """The demo on a little of this machine's documentation: its folder, and what it printed."""
     output = tmp_path_factory.mktemp("shipped") / "out"
-    sizes = ["--corpus_megabytes", 0.4, "--training.max_tokens", 8192]
+    sizes = ["--corpus_megabytes", 0.4, "--training.max_tokens", 4096]
     done = ds_distill("demo", "--output", output, *sizes, PATH=plain_path())
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done.stdout
@@ -133,12 +134,21 @@ def test_the_shipped_teacher_is_small_and_half():
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}
 
 
-def test_the_next_commands_work_as_printed(shipped):
+@pytest.mark.parametrize("in_a_shell", ["python", pytest.param("all", marks=pytest.mark.long)])
+def test_the_next_commands_work_as_printed(shipped, in_a_shell):
+    """The quick test starts this program itself from a process that has its libraries."""
     _, printed = shipped
     script = re.search(r"^Next:$(.*?)^\{", printed, re.DOTALL | re.MULTILINE)[1]
+    if in_a_shell == "python":
+        lines = script.replace("\\\n", "").splitlines()
+        ours = [shlex.split(line) for line in lines if line.startswith("ds-distill ")]
+        assert [words[1] for words in ours] == ["export", "estimate"]
+        for _, *words in ours:
+            done = ds_distill(*words)
+            assert done.returncode == 0, f"{words}\n{done.stderr[-3000:]}"
+        others = [line for line in lines if not line.startswith("ds-distill ")]
+        script = "\n".join([*others, "command -v ds-distill"])
     environment = os.environ | {"PATH": plain_path(), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        ["bash", "-euc", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )
+    done = patience.run(["bash", "-euc", script], cwd=ROOT, env=environment)
     assert done.returncode == 0, f"{script}\n{done.stderr[-3000:]}"
     assert "token_str" in done.stdout

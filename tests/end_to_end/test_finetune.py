@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from tests.start import ROOT, ds_distill
+from tests.start import ROOT, Process, ds_distill
 
 WORDS = "the small model reads what a large one wrote and keeps most of it because both see every word of text".split()
 QUICK = [
@@ -210,13 +210,18 @@ def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
         "--finetune.epochs",
         15,
     )
-    first = last_line(ds_distill(*words, "--output", tmp_path / "first"))
-    assert set(first["metrics"]) == metrics
+    exported = tmp_path / "first" / "seed=0" / "model"
+    runs = [(*words, "--output", tmp_path / "first")]
+    runs += [(*words, "--teacher", exported, "--output", tmp_path / "second")]
+    (tmp_path / "commands.json").write_text(json.dumps([[str(word) for word in run] for run in runs]))
+    done = Process("tests.end_to_end.commands_worker", tmp_path / "commands.json").wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second"))
+    assert set(first["metrics"]) == metrics and first["export"] == str(exported)
     learnt = "has_answer_f1" if task == "squad_v2" else first["metric"]
     assert first["metrics"][learnt] > 0.3, "nothing said scores 0"
     auto = AutoModelForQuestionAnswering if task == "squad_v2" else AutoModelForSequenceClassification
     auto.from_pretrained(first["export"])
-    second = last_line(ds_distill(*words, "--teacher", first["export"], "--output", tmp_path / "second"))
     assert second["metrics"][learnt] > 0.3
 
 

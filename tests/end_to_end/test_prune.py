@@ -25,7 +25,7 @@ def options(world, common):
         "1.3x",
         "2x",
     ]
-    words += ["--shape", "1x32", "--sequences", 64, "--losses.match", match, "--training.dropout", 0]
+    words += ["--shape", "1x32", "--sequences", 16, "--losses.match", match, "--training.dropout", 0]
     return [*words, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"]
 
 

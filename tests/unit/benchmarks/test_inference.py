@@ -32,16 +32,25 @@ def tiny(tmp_path_factory):
     return folder
 
 
+BACKENDS_HERE = ["eager_fp32", "onnx_fp32", "onnx_int8"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny, tmp_path_factory):
+    """Return what `prepare` makes for BACKENDS_HERE: a source and its files."""
+    return prepare({STUDENT: tiny}, "masked-lm", BACKENDS_HERE, tmp_path_factory.mktemp("prepared"), [])
+
+
 QUANTIZED = ["eager_bf16", "onnx_int4", "openvino_int8", "openvino_int4"]
 
 
 @pytest.mark.parametrize("others", [[], pytest.param(QUANTIZED, marks=pytest.mark.long)], ids=["three", "all"])
-def test_the_suite_measures_a_model_in_several_backends(tiny, tmp_path, capsys, others):
+def test_the_suite_measures_a_model_in_several_backends(tiny, prepared, tmp_path, capsys, others):
     args = Namespace(
         heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0
     )
-    backends = ["eager_fp32", "onnx_fp32", "onnx_int8", *others]
-    sources = prepare({STUDENT: tiny}, "masked-lm", backends, tmp_path, [])
+    backends = [*BACKENDS_HERE, *others]
+    sources = prepare({STUDENT: tiny}, "masked-lm", backends, tmp_path, []) if others else prepared
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
     choices = {STUDENT: reference_choices(source, batches)}
@@ -175,9 +184,10 @@ def test_the_least_memory_is_found():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("backend", ["onnx_fp32", pytest.param("openvino_fp32", marks=pytest.mark.long)])
-def test_rest_gives_memory_back(tiny, tmp_path, backend):
+def test_rest_gives_memory_back(tiny, prepared, tmp_path, backend):
     """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
-    sources = prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
+    known = backend in BACKENDS_HERE
+    sources = prepared if known else prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
     row = Row(STUDENT, backend, "masked-lm", 1, tiny, sources[STUDENT][1])
     variant = Variant("rests", make, row, serve=serve)
     try:
@@ -202,10 +212,9 @@ def test_rest_gives_memory_back(tiny, tmp_path, backend):
         variant.stop()
 
 
-def test_a_memory_limit_holds(tiny, tmp_path):
+def test_a_memory_limit_holds(tiny, prepared):
     """In a real process, what cannot fit does not run, and what has room does."""
-    sources = prepare({STUDENT: tiny}, "encoder", ["onnx_fp32"], tmp_path, [])
-    row = Row(STUDENT, "onnx_fp32", "encoder", 1, tiny, sources[STUDENT][1])
+    row = Row(STUDENT, "onnx_fp32", "masked-lm", 1, tiny, prepared[STUDENT][1])
     from benchmarks.inference.min_memory import runs_within
 
     assert runs_within(row, 16, 1024) and not runs_within(row, 16, 8)

@@ -71,7 +71,7 @@ def classifier(student, tmp_path_factory):
     config = BertConfig(
         vocab_size=400,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
@@ -256,7 +256,7 @@ def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
     source = load_source(str(student))
     torch.manual_seed(2)
     config = source.model.config
-    config.num_labels, config.problem_type = 1, "regression"
+    config.num_labels, config.problem_type, config.n_layers = 1, "regression", 1
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
     source.tokenizer.save_pretrained(tmp_path)
     row = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[])["formats"]["onnx"]
