@@ -12,7 +12,7 @@ from ds_distill.config.renamed import read_identity
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import StoredSummary, read_json_object, read_summary, write_json
-from ds_distill.utils.lease import FolderLock
+from ds_distill.utils.lease import LEASE, FolderLock
 
 _locks: dict[Path, FolderLock] = {}  # those that this process holds
 
@@ -187,9 +187,13 @@ def _bind(
 
 def _release_unused(output: Path, kind: type[BaseException] | None, *_: object) -> None:
     """Leave no claim on a folder where a mistake was found before anything was made: the corrected run is another."""
-    if kind is not None and issubclass(kind, UserError):
-        folder = RunFolder(output)
-        if set(output.iterdir()) <= {folder.identity, folder.lock}:
+    if kind is None or not issubclass(kind, UserError):
+        return
+    folder = RunFolder(output)
+    made = [file for file in output.iterdir() if file not in (folder.identity, folder.lock)]
+    if all(file.name.startswith(LEASE) for file in made):
+        with contextlib.suppress(UserError):  # another job has taken the folder over
+            folder.check_lock()
             folder.identity.unlink(missing_ok=True)
 
 

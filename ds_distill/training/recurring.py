@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,7 @@ from ds_distill.recipe import Training
 
 # What the recipe's "auto" means.
 SAVE_SECONDS = 600.0  # of training between checkpoints
-EVALUATIONS = 10  # of a run at most, after equal numbers of steps
+EVALUATIONS = 10  # of a run at least, after equal numbers of steps
 # Where a tenth of a run is long, there are more, as long as they cost little. On hundreds of GPUs these steps take
 # seconds.
 CHEAP_EVAL_STEPS, EVAL_SHARE = 500, 0.02
@@ -87,7 +86,7 @@ def when_to_save(training: Training, total_steps: int) -> Recurring:
 def when_to_evaluate(training: Training, total_steps: int) -> Recurring:
     """Return when held-out evaluations are due."""
     if training.eval_every == "auto":
-        tenth = max(1, math.ceil(total_steps / EVALUATIONS))
+        tenth = max(1, total_steps // EVALUATIONS)
         cheap = CHEAP_EVAL_STEPS if tenth > CHEAP_EVAL_STEPS else 0
         return Recurring(total_steps, steps=tenth, cheap_steps=cheap, share=EVAL_SHARE)
     return Recurring.every(training.eval_every, total_steps)

@@ -27,6 +27,7 @@ from ds_distill.utils.progress import note_progress
 
 RENEW = 10.0  # seconds between two renewals of a lease
 EXPIRE = 180.0  # seconds without one after which the holder counts as dead
+LEASE = ".lease-"  # begins the name of a lease's file
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without flock
 
 
@@ -169,7 +170,7 @@ class FolderLock:
     def _claim(self, before: Lease | None, file: IO[str]) -> None:
         """Create the next lease, which one job alone can, and remove the earlier ones."""
         number = before.number + 1 if before else 1
-        path = self.folder / f".lease-{number:06d}"
+        path = self.folder / f"{LEASE}{number:06d}"
         try:
             with open(path, "xb") as lease:
                 lease.write(self._content())
@@ -178,7 +179,7 @@ class FolderLock:
         except FileExistsError:
             self._refuse(file, self._newest())
         self.lease = path
-        for earlier in self.folder.glob(".lease-*"):
+        for earlier in self.folder.glob(f"{LEASE}*"):
             if earlier.name < path.name:
                 earlier.unlink(missing_ok=True)
 
@@ -191,9 +192,9 @@ class FolderLock:
         return file
 
     def _newest(self) -> Lease | None:
-        for path in sorted(self.folder.glob(".lease-*"), reverse=True):
+        for path in sorted(self.folder.glob(f"{LEASE}*"), reverse=True):
             try:
-                return Lease(int(path.name.removeprefix(".lease-")), path.read_bytes())
+                return Lease(int(path.name.removeprefix(LEASE)), path.read_bytes())
             except (FileNotFoundError, ValueError):
                 continue  # removed in this moment, or not a lease
         return None

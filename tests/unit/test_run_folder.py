@@ -24,6 +24,23 @@ def test_another_run_is_refused_and_what_auto_became_is_not(tmp_path):
         claim(tmp_path / "b", **{"training.precision": "bf16"})
 
 
+def test_a_mistake_that_is_found_before_anything_is_made_leaves_no_claim(tmp_path):
+    with pytest.raises(UserError, match="sorted"), locked_run_folder_alone(tmp_path, {"data": "sorted"}):
+        raise UserError("sorted by label")
+    claim(tmp_path)
+    with pytest.raises(UserError, match="another mistake"), locked_run_folder_alone(tmp_path, {"training.seed": 0}):
+        raise UserError("another mistake, in the run that has this folder")
+    with pytest.raises(UserError, match="holds another run"):
+        claim(tmp_path, **{"training.seed": 1})
+    for error in (OSError("the disk is full"), UserError("the loss is not finite")):
+        folder = tmp_path / type(error).__name__
+        with pytest.raises(type(error)), locked_run_folder_alone(folder, {"data": "sorted"}):
+            (folder / "tensorboard").mkdir()
+            raise error
+        with pytest.raises(UserError, match="holds another run"):
+            claim(folder)
+
+
 def test_a_run_may_grow_where_that_is_allowed(tmp_path, capsys):
     def grow(can_grow=True, **identity):
         with contextlib.ExitStack() as lock:

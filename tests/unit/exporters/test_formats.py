@@ -234,7 +234,7 @@ def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
     assert "## Formats" in card and "model_quantized.onnx" in card and summary["compared_on"] in card
 
 
-def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
+def test_a_fine_tuned_folder_keeps_its_dev_score(classifier, monkeypatch, capsys):
     """The folder is a BERT with token types, and the export goes into the folder itself."""
     summary = export_formats(
         str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl")
@@ -249,6 +249,10 @@ def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
         row["dev_accuracy"] == row["dev_accuracy_pytorch"] and 0 <= row["dev_accuracy"] <= 1 and row["agreement"] == 1
     )
     assert (classifier / "onnx" / "model.onnx").is_file() and (classifier / "model.safetensors").is_file()
+    monkeypatch.chdir(classifier)
+    capsys.readouterr()
+    runpy.run_path("example_onnx.py")
+    assert capsys.readouterr().out.strip() in ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
