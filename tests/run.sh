@@ -8,7 +8,9 @@ unset PYTHONDONTWRITEBYTECODE  # with it, each of a thousand processes would com
 PY=$(./launch.sh --setup-only)
 if [[ $# == 0 ]]; then
     # Many tests need DeepSpeed's optimizers, each of which takes a minute to compile: that runs beside the checks.
-    "$PY" -c "from ds_distill.builds.fused_adam import build_optimizer as b; b(); b(offload=True)" >/dev/null 2>&1 &
+    for arguments in "" "offload=True"; do
+        "$PY" -c "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer($arguments)" >/dev/null 2>&1 &
+    done
 fi
 prefix=$("$PY" -c "import sys; print(sys.prefix)")
 stamp="$prefix/.requirements-dev"

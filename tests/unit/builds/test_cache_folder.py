@@ -41,6 +41,8 @@ def test_a_host_has_its_own_folders_where_the_environment_is_shared(tmp_path, mo
     (tmp_path / "tmp").mkdir()
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(cache_folder.sys, "prefix", str(tmp_path / "venv"))
+    # it keeps what it has computed, which would then be of this environment in all later tests
+    monkeypatch.setattr(deepspeed_extensions, "_machine_key", lambda: "machine")
     (tmp_path / "venv").mkdir()
     for shared in (False, True):
         home = tmp_path / ("tmp" if shared else "venv")
