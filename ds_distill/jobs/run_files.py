@@ -131,8 +131,15 @@ def export_and_summarize(
         summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
         manifest = open_manifest(tokens)
+        # a command's own name, which labels its progress, says nothing of its model
+        heading = {"distill": f"A student of {origin.base}", "pretrain": "A pretrained encoder"}.get(title, title)
         card = model_card(
-            title, summary, recipe.as_dict(), manifest["fingerprint"], origin, **describe_head(trainer.objective.model)
+            heading,
+            summary,
+            recipe.as_dict(),
+            manifest["fingerprint"],
+            origin,
+            **describe_head(trainer.objective.model),
         )
         with explain_disk_full(folder.path):
             export(
