@@ -142,7 +142,7 @@ def test_compiled_for_other_shapes(options):
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_triton(options, every, monkeypatch):
-    """The kernel itself runs in Triton's interpreter, which takes a second for each problem.
+    """The kernel itself runs in Triton's interpreter, which needs about one second for each problem.
 
     The block is 64, so that a row has several blocks and an incomplete last one.
     """
