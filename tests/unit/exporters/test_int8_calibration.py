@@ -1,7 +1,6 @@
 """Test that calibrated int8 files are nearer to the model than files whose weights are rounded to the nearest."""
 
 import functools
-import shutil
 
 import numpy as np
 import onnx
@@ -13,7 +12,6 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from ds_distill.cli import main
 from ds_distill.compression.rounding import LARGEST, PAIR
-from ds_distill.exporters import format_table
 from ds_distill.exporters.formats import CALIBRATION_TOKENS, _calibration_batches
 from ds_distill.exporters.int8 import quantize, write_onnx_int8
 from ds_distill.exporters.int8_calibration import Inputs, collect_inputs, round_with_feedback, smoothing_factors
@@ -211,14 +209,9 @@ def test_many_short_texts_are_as_good_as_few_long_ones(traced, tmp_path):
         assert 0 <= count_tokens(_calibration_batches(source, [str(tmp_path / "a.txt")])) - CALIBRATION_TOKENS < 64
 
 
-def test_the_command_says_what_it_was_calibrated_on(traced, tmp_path, capsys, monkeypatch):
+def test_the_command_says_what_it_was_calibrated_on(traced, reuse_graph, tmp_path, capsys):
     folder = uneven_model(AutoModelForMaskedLM, tmp_path / "model")
-    graph = traced(AutoModelForMaskedLM)[1]  # of the same model
-    monkeypatch.setattr(
-        format_table,
-        "write_onnx",
-        lambda _, file: (file.parent.mkdir(parents=True, exist_ok=True), shutil.copy(graph, file)),
-    )
+    reuse_graph(traced(AutoModelForMaskedLM)[1])  # of the same model
     lines = [line for line in SAMPLE.read_text().splitlines() if line]
     for name, part in (("a.txt", lines[::2]), ("b.txt", lines[1::2])):
         (tmp_path / name).write_text("\n\n".join(part))

@@ -60,14 +60,9 @@ def exported(student, tmp_path_factory):
 
 
 @pytest.fixture
-def traced_before(exported, monkeypatch):
+def traced_before(exported, reuse_graph):
     """The student's graph, which the export of all formats has traced, is not traced again."""
-    graph = exported / "onnx" / "model.onnx"
-    monkeypatch.setattr(
-        format_table,
-        "write_onnx",
-        lambda _, file: (file.parent.mkdir(parents=True, exist_ok=True), shutil.copy(graph, file)),
-    )
+    reuse_graph(exported / "onnx" / "model.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -70,12 +70,15 @@ def test_a_second_ctrl_c_ends_at_once(capfd, asked, pause, status):
     assert capfd.readouterr().err.count(f"asked to end by {asked[0].name}: saving after this step") == 1
 
 
+WAKE = "until grep -q '^State:.T' /proc/{0}/status; do sleep 0.05; done; sleep 0.6; kill -CONT {0}"
+
+
 def suspend_itself_and_end() -> None:
     interrupt.AGAIN = 0.1
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         for _ in range(3):
-            subprocess.Popen(["sh", "-c", f"sleep 0.6; kill -CONT {os.getpid()}"])
+            subprocess.Popen(["sh", "-c", WAKE.format(os.getpid())])
             os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(0.3)
         assert not stop.requested and threading.active_count() == 2
