@@ -184,7 +184,7 @@ def run(options) -> dict:
     tokens = recipe.training.max_tokens or (per_epoch and recipe.training.epochs * per_epoch)
     if tokens and arguments.leaves_losses_open(options, recipe):
         recipe = replace(recipe, losses=losses_for(tokens))
-    with spinner("computing a micro-batch of models of these shapes"):
+    with spinner("estimating"):
         estimate = plan(
             recipe,
             teachers,
