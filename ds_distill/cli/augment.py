@@ -72,11 +72,6 @@ def check(options) -> None:
 def check_paths(options) -> None:
     find_model_folder(options.model, "--model").check_files()
     task = find_task(options.task, options.data)
-    if task.tokens:
-        raise UserError(
-            f"--task {options.task}: it labels words, and other words would need other labels; give a task that labels "
-            "texts"
-        )
     if options.data and not task.own:
         for split in ("train", *task.validation):
             split_files(expand_user(options.data), split)

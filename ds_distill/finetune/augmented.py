@@ -13,7 +13,9 @@ from ds_distill.augment import CLOZE, find_rows
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data
 from ds_distill.finetune.features import Features, encode_features
+from ds_distill.finetune.token_features import encode_sentences, keep_labeled
 from ds_distill.run_folder import RunFolder
+from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples
 from ds_distill.tasks.squad import Question
 from ds_distill.tasks.squad_spans import make_spans
@@ -36,7 +38,7 @@ def read_augmented(folder: Path, data: Data, points: Sequence[FinetuneConfig]) -
     try:
         made_of = read_json_object(RunFolder(folder).identity)
         with file.open(encoding="utf-8") as stream:  # which ends lines at line feeds alone, not at U+2028 in a text
-            rows = [_check_row(json.loads(line), data.task.texts, number) for number, line in enumerate(stream, 1)]
+            rows = [_check_row(json.loads(line), data.task, number) for number, line in enumerate(stream, 1)]
     except (OSError, ValueError) as error:
         raise UserError(f"--augmented {folder}: cannot be read ({error}); write it anew") from error
     for key, here in (("task", data.task.name), ("data", data.fingerprint)):
@@ -53,15 +55,21 @@ def read_augmented(folder: Path, data: Data, points: Sequence[FinetuneConfig]) -
     return rows
 
 
-def _check_row(row: Any, texts: Sequence[str], line: int) -> dict[str, Any]:
+def _check_row(row: Any, task: Task, line: int) -> dict[str, Any]:
     """Return a row; raise ValueError where it is not one that `augment` writes, as after an edit by hand."""
     try:
         known = isinstance(row["source"], int | str) and isinstance(row["how"], str) and isinstance(row["copy"], int)
-        if known and all(isinstance(row["texts"][name], str) for name in texts):
+        if known and all(_is_text(row["texts"][name], task) for name in task.texts):
             return row
     except (TypeError, KeyError):
         pass
-    raise ValueError(f"line {line} has no source, copy, how and texts with {', '.join(texts)}")
+    raise ValueError(f"line {line} has no source, copy, how and texts with {', '.join(task.texts)}")
+
+
+def _is_text(value: Any, task: Task) -> bool:
+    if not task.tokens:
+        return isinstance(value, str)
+    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def add_augmented(
@@ -103,6 +111,10 @@ def add_augmented(
         ]
         spans = make_spans(questions, tokenizer, length)
         added = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
+    elif data.task.tokens:
+        sentences = [row["texts"][data.task.texts[0]] for row in rows]
+        placeholders = [[0] * len(sentence) for sentence in sentences]
+        added = keep_labeled(encode_sentences(Examples([sentences], placeholders), tokenizer, length)[0])
     else:
         texts = [[row["texts"][name] for row in rows] for name in data.task.texts]
         placeholder = cast(Examples, data.train).labels[0]

@@ -118,17 +118,22 @@ def soft_target_loss(
 def labeled_rows_loss(outputs, labels: Mapping[str, Tensor], labeled: Tensor) -> Tensor:
     """Return the loss on the labels of some rows, summed over them and divided by the number of all rows.
 
-    With all rows labeled it is the loss of transformers' models.
+    Of labels of words, it is summed over the tokens of these rows and divided by the number of all tokens whose label
+    is not -100. With all rows labeled it is the loss of transformers' models.
 
     Args:
         outputs: The student's outputs.
         labels: The arguments of a model's forward that hold labels: start_positions and end_positions [B] of answers,
-            or labels: [B] class ids or numbers, or [B, C] of 0 and 1 for any number of labels.
+            or labels: [B] class ids or numbers, [B, C] of 0.0 and 1.0 for any number of labels, or [B, L] class ids
+            of tokens.
         labeled: [B] bool.
     """
     if hasattr(outputs, "start_logits"):
         parts = ((outputs.start_logits, "start_positions"), (outputs.end_logits, "end_positions"))
         rows = sum(F.cross_entropy(logits.float(), labels[name], reduction="none") for logits, name in parts) / 2
+    elif labels["labels"].ndim == 2 and not labels["labels"].is_floating_point():
+        tokens = F.cross_entropy(outputs.logits.float().transpose(1, 2), labels["labels"], reduction="none")
+        return torch.where(labeled[:, None], tokens, 0.0).sum() / (labels["labels"] != -100).sum()
     elif labels["labels"].ndim == 2:
         rows = F.binary_cross_entropy_with_logits(outputs.logits.float(), labels["labels"], reduction="none").mean(-1)
     elif labels["labels"].is_floating_point():

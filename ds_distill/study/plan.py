@@ -169,11 +169,6 @@ class Study:
                 self._check_settings(
                     name, f"variants: {which}: finetune", *self.get_finetune_settings(name, variant), variant
                 )
-                if variant.augmented and task.tokens:
-                    raise UserError(
-                        f"variants: {which}: augmented: {get_label(name)} labels words, and other words would need "
-                        "other labels; leave the task or the variant out"
-                    )
             if data and not task.own:
                 for split in ("train", *task.validation):
                     split_files(expand_user(data), split)

@@ -16,6 +16,7 @@ from ds_distill.finetune.data import load_data
 from ds_distill.jobs import augment as job
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.own_task import find_task
 from ds_distill.tasks.squad import Question
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
@@ -51,6 +52,20 @@ def test_copies_of_pairs_are_rewritten_and_some_are_paired_anew(proposer):
     one_text = list(copy_examples(get_task("sst2"), [TEXTS], 0, proposer, 2, 1))
     assert {row["how"] for row in one_text} == {WORDS} and set(one_text[0]["texts"]) == {"sentence"}
     assert not list(copy_examples(get_task("sst2"), [["12 + 3", ""]], 0, proposer, 2, 1)), "equal to their sources"
+
+
+def test_copies_of_labeled_words_have_as_many_words(proposer, tmp_path):
+    """Also where words hold spaces, or nothing but spaces, as lists in JSON may."""
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.conll").write_text("Ada B-person\n")
+    task = find_task("ner", str(tmp_path))
+    sentences = [["the", "town of", "the river", "", " ", "hills"], ["12", "+"], ["a", "river"]]
+    rows = list(copy_examples(task, [sentences], 7, proposer, 6, 1))
+    assert {row["source"] for row in rows} == {7, 9} and all(row["how"] == WORDS for row in rows)
+    for row in rows:
+        made, (sentence,) = sentences[row["source"] - 7], row["texts"].values()
+        assert [word.count(" ") for word in sentence] == [word.count(" ") for word in made] and sentence != made
+        assert [word for word in sentence if not word.strip()] == [word for word in made if not word.strip()]
 
 
 def test_copies_of_questions_may_ask_about_a_paragraph_nearby(proposer):

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from ds_distill.finetune import runs
 from ds_distill.finetune.augmented import add_augmented, read_augmented
@@ -20,6 +24,7 @@ from ds_distill.jobs.augment import augment
 from ds_distill.losses.task_distillation import labeled_rows_loss
 from ds_distill.models.folder import find_model_folder
 from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.own_task import find_task
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
@@ -32,7 +37,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("augmented")
     save_encoder("bert", folder / "model")
     words = ["river", "town", "hills", "north", "sea", "people", "world", "machines"]
-    for name in ("rte", "stsb", "squad"):
+    for name in ("rte", "stsb", "squad", "ner"):
         (folder / name).mkdir()
         rows = []
         for i in range(16):
@@ -45,9 +50,15 @@ def world(tmp_path_factory):
                 label = i % 2 if name == "rte" else i / 4
                 rows.append({"sentence1": first, "sentence2": second, "label": label})
         for split in ("train", "validation"):
-            (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        made = folder / f"{name}_augmented"
-        augment(get_task(name), str(folder / "model"), made, data=str(folder / name), copies=3)
+            if name == "ner":
+                tagged = [[*row["sentence1"].split()] for row in rows]
+                lines = [f"{word} {'B-place' if word in words else 'O'}" for row in tagged for word in [*row, ""]]
+                text = "\n".join(line if line[0] != " " else "" for line in lines)
+                (folder / name / f"{split.replace('validation', 'dev')}.conll").write_text(text)
+            else:
+                (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        made, task = folder / f"{name}_augmented", find_task(name, str(folder / name))
+        augment(task, str(folder / "model"), made, data=str(folder / name), copies=3)
     return folder
 
 
@@ -61,9 +72,9 @@ def test_copies_that_equal_their_sources_are_reported(world, tmp_path, capsys):
     assert re.search("[67] of 8 copies are equal to their sources, and are left out", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["rte", "stsb", "squad"])
+@pytest.mark.parametrize("name", ["rte", "stsb", "squad", "ner"])
 def test_the_rows_of_the_used_examples_are_added_without_labels(world, name):
-    task = get_task(name)
+    task = find_task(name, str(world / name))
     data = load_data(task, str(world / name))
     rows = read_augmented(world / f"{name}_augmented", data, [POINT])
     tokenizer = find_model_folder(str(world / "model"), "--model").tokenizer
@@ -76,10 +87,23 @@ def test_the_rows_of_the_used_examples_are_added_without_labels(world, name):
         assert wanted and train.labeled == [True] * len(sets.train) + [False] * len(wanted)
         for index, row in enumerate(wanted, len(sets.train)):
             texts = [row["texts"][column] for column in task.texts]
+            if task.tokens:
+                assert len(texts[0]) == 6 and texts[0][-1] == str(row["source"])
+                texts = [" ".join(texts[0])]
             ids = tokenizer(*texts, truncation=True, max_length=64)["input_ids"]
             assert train.inputs["input_ids"][index] == ids
         batch = Collator(tokenizer)([train[0], train[len(sets.train)]])
         assert batch["labeled"].tolist() == [True, False]
+
+
+def test_labels_of_words_count_where_there_are_any():
+    torch.manual_seed(0)
+    logits, tags = torch.randn(3, 4, 5), torch.tensor([[-100, 1, 4, -100], [-100, 2, 0, 3], [-100, 0, -100, -100]])
+    outputs, whole = TokenClassifierOutput(logits=logits), F.cross_entropy(logits.flatten(0, 1), tags.flatten())
+    torch.testing.assert_close(labeled_rows_loss(outputs, {"labels": tags}, torch.tensor([True] * 3)), whole)
+    loss = labeled_rows_loss(outputs, {"labels": tags}, torch.tensor([True, False, True]))
+    alone = F.cross_entropy(logits[[0, 2]].flatten(0, 1), tags[[0, 2]].flatten(), reduction="sum")
+    torch.testing.assert_close(loss, alone / 6)
 
 
 def test_labels_count_where_there_are_any():
@@ -115,6 +139,16 @@ def test_labels_count_where_there_are_any():
     ]
     for outputs, labels, of_row in cases:
         torch.testing.assert_close(labeled_rows_loss(outputs, labels, labeled), (of_row(0) + of_row(2)) / 4)
+
+
+def test_a_student_learns_entities_from_words_that_only_the_teacher_tags(world, tmp_path):
+    data, task = str(world / "ner"), find_task("ner", str(world / "ner"))
+    options = {"points": [POINT], "seeds": [0], "report_to": (), "data": data}
+    teacher = runs.finetune(task, str(world / "model"), tmp_path / "teacher", **options)
+    options |= {"teachers": [teacher["export"]], "augmented": str(world / "ner_augmented")}
+    summary = runs.finetune(task, str(world / "model"), tmp_path / "student", **options)
+    result = json.loads((tmp_path / "student" / "seed=0" / "result.json").read_text())
+    assert summary["examples"]["augmented"] > 16 and np.isfinite([loss for _, loss in result["losses"]]).all()
 
 
 def test_a_student_learns_from_the_teacher_what_no_label_says(world, tmp_path, capsys):

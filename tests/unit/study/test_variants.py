@@ -172,15 +172,6 @@ def test_a_term_that_a_student_does_not_have_is_told_before_the_first_job(tmp_pa
         check_matches(study, {"a": recipe}, set())  # finished
 
 
-def test_words_that_are_labeled_one_by_one_are_not_replaced(tmp_path):
-    for split in ("train", "dev"):
-        (tmp_path / f"{split}.conll").write_text("say O\nAda B-person\n")
-    (tmp_path / "say.yaml").write_text("kind: token-classification\n")
-    plan = {"variants": {"v": Variant("a", True, augmented=True)}, "tasks": [str(tmp_path / "say.yaml")]}
-    with pytest.raises(UserError, match="v: augmented: say labels words, and other words would need other labels"):
-        Study("few_tokens", "T", ["text.txt"], [], None, {"a": {}}, **plan).check()
-
-
 def test_a_variant_may_not_take_a_students_folder(tmp_path):
     study = Study("few_tokens", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], variants={"a": Variant("a")})
     with pytest.raises(UserError, match="'a' and 'a' would share the folder a; rename one of them"):
