@@ -28,7 +28,6 @@ from ds_distill.compression.rounding import (
 from ds_distill.config.quantization import QuantizedFormat
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.models.families import get_family
-from ds_distill.models.low_rank import get_rank
 from ds_distill.utils.errors import UserError
 
 
@@ -80,13 +79,12 @@ ARITHMETIC: dict[QuantizedFormat, Callable[[PreTrainedModel], Arithmetic]] = {
 }
 
 
-def check_quantizable(model: PreTrainedModel, key: str) -> None:
-    """Raise UserError, which names the setting `key`, where a model cannot be trained as its files compute."""
-    if get_rank(model.config) is not None:
+def check_quantizable(linear_rank: int | None, key: str) -> None:
+    """Raise UserError, which names the setting `key`, where a model of this rank cannot train as its files compute."""
+    if linear_rank is not None:
         raise UserError(
-            f"{key}: a model with linear_rank = {get_rank(model.config)} cannot be trained as a quantized file "
-            "computes: the file has other factors of the same products, which round differently; leave one of the two "
-            "out"
+            f"{key}: a model with linear_rank = {linear_rank} cannot be trained as a quantized file computes: the file "
+            "has other factors of the same products, which round differently; leave one of the two out"
         )
 
 

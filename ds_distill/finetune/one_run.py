@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback
 
-from ds_distill.compression.fake_quantize import check_quantizable, unquantize
+from ds_distill.compression.fake_quantize import unquantize
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import dev_sets
@@ -109,8 +109,6 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout),
         find_model_folder(plan.model, "--model").linear_rank,
     )
-    if point.quantize:
-        check_quantizable(model_to_train, "finetune.quantize")
     precision, cpu, sets = (
         json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
         plan.device.type == "cpu",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ds_distill.compression.fake_quantize import check_quantizable
 from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, EncodedTask, digest, encode_sets, load_data
@@ -78,6 +79,8 @@ def finetune(
         positions = min(positions, task_teachers.positions)
     layer_map = _find_layer_map(model)
     for point in points:
+        if point.quantize:
+            check_quantizable(find_model_folder(model, "--model").linear_rank, "finetune.quantize")
         if point.match and task_teachers is None:
             raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
         if point.match and task_teachers:  # a mistake is told before anything is computed

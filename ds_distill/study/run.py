@@ -86,7 +86,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     known = (before or {}).get("contents", {})
     check_contents(study, known, contents, output)
     pending = {job.what for job in jobs if not job.done}
-    check_matches(study, {name: recipes.get(f"distill {name}") for name in study.students}, pending)
+    check_finetunings(study, {name: recipes.get(f"distill {name}") for name in study.students}, pending)
     write_json(plan, record | {"contents": known | contents})
     done, stored = sum(job.done for job in jobs), read_summary(output)
     if done == len(jobs):
@@ -139,30 +139,36 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
             check_teachers_complete([find_model_folder(teacher)], recipe)
 
 
-def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: Set[str]) -> None:
-    """Raise UserError for a term of finetune.match that a student and its fine-tuned teacher do not have.
+def check_finetunings(study: Study, recipes: Mapping[str, Recipe | None], pending: Set[str]) -> None:
+    """Raise UserError for fine-tunings that cannot be.
+
+    That is where finetune.match has a term that a student and its fine-tuned teacher do not have, and where
+    finetune.quantize is set for a student with student.linear_rank.
 
     Args:
         study: The plan.
         recipes: The recipe of each student.
         pending: What the jobs are that are not done yet.
     """
-    asked: dict[str, tuple[str, list[Match]]] = {}
+    asked: dict[str, tuple[str, list[Match], bool]] = {}
     for task in study.tasks:
         for name, variant in study.finetunings.items():
-            match = study.get_finetune_settings(task, variant)[1].get("match")
-            if match and f"{get_label(task)}, {name}" in pending:
-                terms = FinetuneConfig(match=match).match
-                asked[f"{name}: {terms}"] = (name, terms)  # which several tasks have in common
+            settings = study.get_finetune_settings(task, variant)[1]
+            match, quantize = settings.get("match"), bool(settings.get("quantize"))
+            if (match or quantize) and f"{get_label(task)}, {name}" in pending:
+                terms = FinetuneConfig(match=match or []).match
+                asked[f"{name}: {terms}, {quantize}"] = (name, terms, quantize)  # which several tasks have in common
     if not asked:
         return
     # These modules import torch, and a report need not wait for that.
+    from ds_distill.compression.fake_quantize import check_quantizable
     from ds_distill.finetune.inner_terms import InnerTerms
     from ds_distill.models.folder import find_model_folder
+    from ds_distill.models.low_rank import get_rank
     from ds_distill.models.student_plan import plan_student
 
     teacher = find_model_folder(study.teacher).config
-    for name, terms in asked.values():
+    for name, terms, quantize in asked.values():
         student = study.finetunings[name].student
         recipe = recipes.get(student)  # none of the teacher
         layer_map, config = (
@@ -175,7 +181,10 @@ def check_matches(study: Study, recipes: Mapping[str, Recipe | None], pending: S
             else (None, teacher)
         )
         try:
-            InnerTerms(terms, config, teacher, layer_map)
+            if terms:
+                InnerTerms(terms, config, teacher, layer_map)
+            if quantize:
+                check_quantizable(get_rank(config), "finetune.quantize")
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 

@@ -22,6 +22,7 @@ from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.teacher_forcing import force_teacher
 from ds_distill.models.learnable import freeze_all_but
+from ds_distill.models.low_rank import get_rank
 from ds_distill.recipe import Losses
 from ds_distill.stages import Span, span_at
 from ds_distill.training.engine import Engine
@@ -122,7 +123,7 @@ class Stages:
             layers = [part for part in stage.learnable if isinstance(part, int)]
             force_teacher(objective, layers, student.config, self._teacher, span.key)
         if stage.quantize:
-            check_quantizable(student, f"{span.key}.quantize")
+            check_quantizable(get_rank(student.config), f"{span.key}.quantize")
             fake_quantize(student, stage.quantize)
         return objective
 

@@ -11,7 +11,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
-from ds_distill.study.run import check_matches
+from ds_distill.study.run import check_finetunings
 from ds_distill.study.variants import Variant
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
@@ -165,11 +165,23 @@ def test_a_term_that_a_student_does_not_have_is_told_before_the_first_job(tmp_pa
         recipe = Recipe()
         recipe.student.num_layers = 1
         if message is None:
-            check_matches(study, {"a": recipe}, {"rte, v"})
+            check_finetunings(study, {"a": recipe}, {"rte, v"})
             continue
         with pytest.raises(UserError, match=message):
-            check_matches(study, {"a": recipe}, {"rte, v"})
-        check_matches(study, {"a": recipe}, set())  # finished
+            check_finetunings(study, {"a": recipe}, {"rte, v"})
+        check_finetunings(study, {"a": recipe}, set())  # finished
+
+
+def test_a_student_of_low_rank_is_not_quantized_in_a_fine_tuning(tmp_path):
+    teacher = str(save_encoder("bert", tmp_path / "teacher"))
+    study = Study("few_tokens", teacher, ["t"], [], None, {"a": {}}, ["rte"], finetune={"quantize": "onnx-int8"})
+    recipe = Recipe()
+    recipe.student.num_layers = 1
+    check_finetunings(study, {"a": recipe}, {"rte, a"})
+    recipe.student.linear_rank = 4
+    with pytest.raises(UserError, match="a: finetune.quantize: a model with linear_rank = 4 cannot be trained"):
+        check_finetunings(study, {"a": recipe}, {"rte, a"})
+    check_finetunings(study, {"a": recipe}, set())  # finished
 
 
 def test_a_variant_may_not_take_a_students_folder(tmp_path):
