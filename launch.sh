@@ -72,7 +72,7 @@ start_ticker() {
     ) 9>&- &
     TICKER=$!
     trap stop_ticker EXIT
-    trap "exit 130" INT  # pip ends by itself on Ctrl-C, after which bash would go on
+    trap 'say "interrupted; start it again to go on"; exit 130' INT  # pip ends by itself on Ctrl-C, and bash would go on
 }
 
 quiet_pip() { "$PY" -m pip --disable-pip-version-check --no-input install --quiet --no-compile "$@"; }

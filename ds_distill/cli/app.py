@@ -30,6 +30,7 @@ from ds_distill.utils.errors import (
 )
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
+from ds_distill.utils.parent import end_with_study
 from ds_distill.utils.progress import ProgressWatch
 from ds_distill.utils.shell import note_path
 
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ds-distill {__version__}")
         return 0
     debug = "--debug" in argv
+    end_with_study()
     try:
         if argv[0] in COMMANDS and not launch_environment.normalize_environment(argv[0]):
             return 0

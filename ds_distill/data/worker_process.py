@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from ds_distill.data.duplicates import PieceHasher
 from ds_distill.data.hub_sets import unpack_hub_sets
 from ds_distill.data.sources import WorkUnit
 from ds_distill.data.worker import EncodingSpec, PieceWorker
+from ds_distill.utils.parent import watch_parent
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -39,14 +38,7 @@ def start_worker(spec: EncodingSpec | int, read: Synchronized[int], hub_sets: di
     global _worker, _read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = os.getppid()
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    watch_parent(lambda: os._exit(1))
     unpack_hub_sets(hub_sets)
     _worker, _read = make_worker(spec), read
 

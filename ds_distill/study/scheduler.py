@@ -25,6 +25,7 @@ from ds_distill.utils.console import ProgressBar, log, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.files import read_summary
+from ds_distill.utils.parent import STUDY
 from ds_distill.utils.progress import note_progress
 from ds_distill.utils.stop_signals import heeded_signals
 
@@ -255,10 +256,7 @@ def _start(job: Job, slot: int, parallel: int, logs: Path) -> subprocess.Popen:
     words = job.started_as()
     typed = f"study: {job.what}: {shlex.join(words if job.launcher else ['ds-distill', *words[3:]])}"
     # launch.sh uses this Python, unless the environment names another.
-    environment = {
-        "DS_DISTILL_PYTHON": sys.executable,
-        **os.environ,
-    }
+    environment = {"DS_DISTILL_PYTHON": sys.executable, **os.environ, STUDY: str(os.getpid())}
     if parallel == 1:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)

@@ -1,5 +1,6 @@
 """A study's steps run side by side, in order of need, and end together."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -196,6 +197,40 @@ def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
     assert process.exitcode == (130 if number == signal.SIGINT else 75) and all(
         (one.output / "saved").exists() for one in jobs
     )
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_killing_a_study_ends_its_steps(tmp_path, parallel):
+    """A step reads what nobody writes, until the study is killed."""
+    jobs = []
+    for number in range(parallel):
+        squad = tmp_path / f"squad{number}"
+        squad.mkdir()
+        os.mkfifo(squad / "train-v1.1.json")
+        (squad / "dev-v1.1.json").write_text("{}")
+        words = ("make-qnli", "--squad", str(squad))
+        jobs.append(Job(f"step{number}", tmp_path / f"step{number}", words))
+    process = multiprocessing.get_context("fork").Process(target=run_jobs, args=(jobs, parallel, tmp_path / "logs"))
+    process.start()
+    pipes = []
+
+    def opened() -> bool:
+        with contextlib.suppress(OSError):  # while nobody reads
+            pipes.append(os.open(tmp_path / f"squad{len(pipes)}/train-v1.1.json", os.O_WRONLY | os.O_NONBLOCK))
+        return len(pipes) == parallel
+
+    def closed(pipe: int) -> bool:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(pipe, b"[")
+            return False
+        return True
+
+    wait_for(opened)
+    assert not any(map(closed, pipes))
+    process.kill()
+    wait_for(lambda: all(map(closed, pipes)))
+    for pipe in pipes:
+        os.close(pipe)
 
 
 def test_a_job_that_was_asked_to_end_is_no_mistake(tmp_path):
