@@ -72,7 +72,8 @@ start_ticker() {
     ) 9>&- &
     TICKER=$!
     trap stop_ticker EXIT
-    trap 'say "interrupted; start it again to go on"; exit 130' INT  # pip ends by itself on Ctrl-C, and bash would go on
+    exec 8>&2  # while pip runs, its file is the standard error of a trap too
+    trap 'say "interrupted; start it again to go on" 2>&8; exit 130' INT  # pip ends by itself on Ctrl-C, and bash would go on
 }
 
 quiet_pip() { "$PY" -m pip --disable-pip-version-check --no-input install --quiet --no-compile "$@"; }
@@ -129,6 +130,7 @@ make_environment() {
     install --no-deps --no-build-isolation -e "$HERE"  # the command ds-distill
     stop_ticker
     trap - INT
+    exec 8>&-
     echo "$wanted" >"$stamp"
     rm -f "$VENV/.installing"
     exec 9>&-
