@@ -63,6 +63,13 @@ def processes_below(roots: Iterable[int]) -> list[psutil.Process]:
     return list(processes.values())
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, also where nothing reaps it, as a container's first process may not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def kill_tree(pid: int) -> None:
     """Kill a process and all its descendants, including compilers in process groups of their own."""
     for process in reversed(processes_below([pid])):

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -21,6 +22,9 @@ from tests.patience import kill_tree, wait_until
 
 ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8  # each has ports of its own
+_PORTS = range(10_000 + 2_000 * _worker, 12_000 + 2_000 * _worker)
+_ports = itertools.count(os.getpid())
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.preload"])
 
@@ -97,6 +101,7 @@ class OnTerminal(Process):
         self._ours, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (50, columns))
         self._start(module, {"TERM": "xterm"} | environment, os.ttyname(theirs), os.ttyname(theirs))
+        self._ended = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(theirs,), daemon=True)
         self._reader.start()
 
@@ -105,7 +110,7 @@ class OnTerminal(Process):
         with open(theirs), open(self._ours, "rb", buffering=0) as ours:
             parts, ended = [], False
             while not ended:
-                ended = self.poll() is not None
+                ended = self._ended.is_set()
                 while select.select([ours], [], [], 0.1)[0]:
                     parts.append(ours.read(65536))
         self.written = b"".join(parts).decode()
@@ -114,6 +119,7 @@ class OnTerminal(Process):
         reason = wait_until(lambda: self._process.join(0.05) or self.poll() is not None, [self.pid], pause=0)
         if reason:
             self.kill()
+        self._ended.set()
         self._reader.join()
         assert not reason, f"{self.words} {reason}:\n{self.written[-3000:]}"
         return subprocess.CompletedProcess(self.words, self.poll(), self.written, "")
@@ -125,10 +131,15 @@ def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
 
 
 def free_port() -> int:
-    """Return a port that no process listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that no process listens at, another one at each call.
+
+    It is none of those that the kernel gives to whoever asks for any, since a rank binds it only seconds later.
+    """
+    while True:
+        port = _PORTS.start + next(_ports) % len(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start_ranks(

@@ -99,6 +99,7 @@ class Variant:
         for process in self.processes:
             process.join(10)
             process.kill()
+            process.join()
 
 
 def run_interleaved(

@@ -58,7 +58,7 @@ def runs_within(row: Row, length: int, megabytes: int) -> bool:
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.inference.min_memory", file.name],
                 capture_output=True,
-                timeout=120,
+                timeout=1200,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
         except subprocess.TimeoutExpired:

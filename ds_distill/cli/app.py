@@ -187,7 +187,7 @@ def _report(error: Exception) -> int | None:
     if isinstance(error, RankError):
         print(line, file=sys.stderr, flush=True)
     else:
-        log_once(message, line)
+        log_once(message, line, by_all=isinstance(error, StoppedError))  # the ranks have agreed to stop
     return StoppedError.STATUS if isinstance(error, StoppedError) else 2
 
 

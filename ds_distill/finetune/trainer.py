@@ -230,7 +230,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
         if stop.requested:
             folder, state = trainer.args.output_dir, trainer.state
             raise StoppedError(
-                f"stopped at step {state.global_step} of {state.max_steps}; the same command resumes from {folder}"
+                f"stopped at step {state.global_step:,} of {state.max_steps:,}; the same command resumes from {folder}"
             )
 
 

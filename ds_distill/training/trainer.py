@@ -150,7 +150,7 @@ class Trainer:
             stop.answered = self.state.step < self.total_steps or not evaluated
         if stop.answered:
             raise StoppedError(
-                f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
+                f"stopped at step {self.state.step:,} of {self.total_steps:,}; the same command resumes from "
                 f"{self.folder.checkpoints}"
             )
         if self.teacher is not None:

@@ -28,11 +28,16 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def log_once(key: str, line: str) -> None:
+def log_once(key: str, line: str, *, by_all: bool = False) -> None:
     """Print `line`, unless a rank of the job has printed `key` before.
 
     A line that all ranks find is printed once, and a line that one rank finds is printed by that
     one.
+
+    Args:
+        key: What the ranks have in common.
+        line: The line.
+        by_all: Whether all ranks are known to find it, however late.
     """
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
@@ -47,7 +52,7 @@ def log_once(key: str, line: str) -> None:
     if first:
         # at once, because the launcher kills the remaining ranks of a job that lost one
         print(line, file=sys.stderr, flush=True)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + (60 if by_all else 2)
     while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
         time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
 
@@ -301,6 +306,7 @@ def skip(bar: tqdm, amount: int) -> None:
         bar.refresh()
 
 
+LOOK = 2.0  # seconds between two displays of a spinner
 _spinners: list[object] = []  # those that run, the outermost first
 
 
@@ -321,7 +327,7 @@ def spinner(label: str):
                 print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=stream, flush=True)
             elif innermost and pause.is_over():
                 print(f"{now()} {line}", file=stream, flush=True)
-            if done.wait(2):
+            if done.wait(LOOK):
                 return
 
     shower = threading.Thread(target=show, daemon=True)

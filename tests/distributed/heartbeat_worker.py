@@ -25,7 +25,7 @@ torch.distributed.init_process_group("gloo")
 stalled = float(sys.argv[4])
 store = torch.distributed.distributed_c10d._get_default_store()
 rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-heart = Slow(store, rank, world, patience=float(sys.argv[1]), stalled=stalled, give_up=2 * stalled + 10)
+heart = Slow(store, rank, world, patience=float(sys.argv[1]), stalled=stalled, give_up=2 * stalled + 25)
 torch.distributed.barrier()
 print(f"alive {os.environ['RANK']} {os.getpid()}", flush=True)
 

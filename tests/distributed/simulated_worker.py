@@ -61,7 +61,7 @@ print(
     json.dumps({"files": files, "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "shares": shares}), flush=True
 )
 if rest:
-    STEPS.least = 3.0
+    STEPS.least = 8.0
     for step in range(1, 1000):
         STEPS.begin(step)
         if step == 20 and host == int(rest[0]):

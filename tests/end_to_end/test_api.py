@@ -54,7 +54,7 @@ import nbclient
 import nbformat
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
+nbclient.NotebookClient(notebook, timeout=None, startup_timeout=1800, kernel_name="python3").execute()
 nbformat.write(notebook, "executed.ipynb")
 """
 

@@ -3,6 +3,7 @@
 DeepSpeed's launcher starts the job as on a cluster.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -69,6 +70,8 @@ class Hosts:
                     [*self.inside(name), *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}
                 )
             )
+        for name, server in zip(self.names, self.servers, strict=True):
+            wait_for(lambda name=name: "Server listening" in (folder / f"{name}.log").read_text(), server)
         # These are the ssh settings of the tests' user; those of whoever runs the tests stay untouched.
         (folder / "bin").mkdir()
         (folder / "ssh_config").write_text(
@@ -114,7 +117,8 @@ class Hosts:
     def close(self) -> None:
         for name in self.names:
             for number in self.processes(name):
-                os.kill(int(number), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(number), signal.SIGKILL)
             ip("netns", "del", name)
 
 

@@ -19,10 +19,10 @@ BIN = Path(sys.executable).parent
 HOSTFILE = object()
 WAYS = {
     "launch.sh": ["./launch.sh"],
-    "deepspeed": [BIN / "deepspeed", "--num_gpus", 2, "launch.sh"],
+    "deepspeed": [BIN / "deepspeed", "--num_gpus", 2, "--master_port", free_port, "launch.sh"],
     "deepspeed over mpirun": [
         *(BIN / "deepspeed", "--hostfile", HOSTFILE, "--force_multi", "--no_ssh_check"),
-        *("--master_addr", "127.0.0.1", "--launcher", "openmpi"),
+        *("--master_addr", "127.0.0.1", "--master_port", free_port, "--launcher", "openmpi"),
         "launch.sh",
     ],
     "torchrun": [BIN / "torchrun", "--nproc-per-node", 2, "--master-port", free_port, "launch.sh"],
@@ -68,8 +68,9 @@ def assert_resumed_alike(output: Path, undisturbed: Path) -> None:
 @pytest.fixture(scope="module")
 def arguments(world, common):
     return [
-        *("--teacher", world / "teacher", *common, "--training.dropout", 0.1, "--training.max_tokens", 256 * 200),
+        *("--teacher", world / "teacher", *common, "--training.dropout", 0.1),
         *("--training.save_every", 1000, "--training.micro_batch_size", 2),
+        *("--training.max_tokens", 256 * 200),
     ]
 
 
@@ -88,6 +89,8 @@ def test_asked_to_end_at_its_outermost_process(request, arguments, tmp_path, way
     if not shutil.which(WAYS[way][0], path=f"{ROOT}:{BIN}:/usr/bin"):
         pytest.skip(f"no {WAYS[way][0]} here (on Debian and Ubuntu: packages openmpi-bin and mpich)")
     output = tmp_path / "out"
+    steps = 200 if resumes else 100_000  # a run that need not end cannot end before it is asked to
+    arguments = [*arguments[:-1], 256 * steps]
     job = start(way, arguments, output)
     try:
         wait_for((output / "tensorboard").is_dir, job)
@@ -99,7 +102,7 @@ def test_asked_to_end_at_its_outermost_process(request, arguments, tmp_path, way
         assert errors.count("the same command resumes from") == 1, errors[-3000:]
         assert "Traceback" not in errors or way == "torchrun", "torchrun's own"
         (checkpoint,) = (output / "checkpoints").iterdir()
-        assert f"stopped at step {int(checkpoint.name.removeprefix('step-'))} of 200" in errors
+        assert f"stopped at step {int(checkpoint.name.removeprefix('step-')):,} of {steps:,}" in errors
         if resumes:
             finish(start(way, arguments, output))
             assert_resumed_alike(output, request.getfixturevalue("undisturbed"))

@@ -6,7 +6,6 @@ import signal
 import pytest
 
 from ds_distill.tracking.choice import LIBRARIES
-from tests.patience import wait_until
 from tests.start import Process, ds_distill
 from tests.tracked import INSTALLED, figures
 
@@ -38,9 +37,9 @@ def test_a_run_that_is_killed_and_later_continued_is_one_run_and_trains_as_witho
     assert not any((alone / name).exists() for name in ("tensorboard", "trackers"))
 
     job = [*job, "--output", tracked, "--training.report_to", ",".join(INSTALLED)]
-    killed = Process("ds_distill", *job, WANDB_MODE="offline")
-    assert not wait_until(lambda: any((tracked / "checkpoints").glob("step-*")), [killed.pid])
-    killed.signal(signal.SIGKILL)
+    killed = Process(
+        "tests.end_to_end.interrupted_worker", "SIGKILL", "step", 7, *job, WANDB_MODE="offline"
+    )  # the checkpoint of step 3 is there, since the next one waits for it
     assert killed.wait().returncode == -signal.SIGKILL
     done = ds_distill(*job, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,10 +1,8 @@
 """Variables that another process left in the environment are understood or named, never obeyed in silence."""
 
-import io
 import json
 import os
 import sys
-import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +15,7 @@ from ds_distill.distributed.process_group import _report_long_wait
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 from tests.start import ds_distill
+from tests.streams import ThreadStream
 
 NAMES = (
     *launch.RANK_VARIABLES,
@@ -153,32 +152,17 @@ def test_the_work_of_one_process_is_done_and_its_result_printed(tmp_path, variab
     assert "RANK = 1" in done.stderr and "prepare runs in a single process" in done.stderr
 
 
-class _Stderr(io.StringIO):
-    """Keep what another thread writes, and say when it is whole.
-
-    `capsys.readouterr` cannot be asked again and again: it empties its buffer after it read it, so that a line which is
-    written between the two is lost.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flushed = threading.Event()
-
-    def flush(self) -> None:
-        self.flushed.set()
-
-
 def test_a_wait_for_other_ranks_is_said(monkeypatch):
     put({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
-    stderr = _Stderr()
+    stderr = ThreadStream()
     monkeypatch.setattr(sys, "stderr", stderr)
     with _report_long_wait(0.0):
-        assert stderr.flushed.wait(60)
-    assert stderr.getvalue().startswith("rank 0 of 2 is waiting for the other ranks at 10.0.0.1:29500")
-    assert stderr.getvalue().count("\n") == 1
+        said = stderr.wait()
+    assert said.startswith("rank 0 of 2 is waiting for the other ranks at 10.0.0.1:29500")
+    assert said.count("\n") == 1
     with _report_long_wait(3600):
         pass
-    assert stderr.getvalue().count("\n") == 1
+    assert stderr.getvalue() == said
 
 
 @pytest.mark.parametrize("command", ["distill", "finetune"])

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.choice import LIBRARIES, check_installed
@@ -51,7 +52,10 @@ def test_a_run_that_stops_resumes_and_continues_is_one_run_with_each_step_once(n
     assert {file.name for file in tmp_path.iterdir()} <= {folder.path.name, "home"}
 
 
-def test_tensorboard_hides_the_steps_after_the_checkpoint(tmp_path):
+def test_tensorboard_hides_the_steps_after_the_checkpoint(tmp_path, monkeypatch):
+    # Files of one second are read in the order of their names, which end in a number that the process counts: 10 is
+    # before 9. The files of a resumed run are those of two processes, and of two seconds.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     folder = RunFolder(tmp_path)
     killed = Trackers(["tensorboard"], folder, 0, CONFIG)
     train(killed, range(0, 8))

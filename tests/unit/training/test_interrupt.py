@@ -43,28 +43,36 @@ def test_a_signal_asks_and_afterwards_ends_the_process_again(number, answered):
     assert signal.getsignal(number) is handler and usual == ([] if answered else [number])
 
 
-def end_itself(asked: Sequence[int], pause: float) -> None:
+def ask(stop: StopRequest, number: int) -> None:
+    """Signal this process, and wait until it has heard that and would take one more Ctrl-C for a person's."""
+    heard = len(stop._heard)
+    os.kill(os.getpid(), number)
+    while len(stop._heard) == heard:
+        time.sleep(0.01)
+    time.sleep(2 * interrupt.AGAIN)
+
+
+def end_itself(asked: Sequence[int]) -> None:
     interrupt.AGAIN = 0.1
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
-    with StopRequest():
+    with StopRequest() as stop:
         for number in asked:
-            os.kill(os.getpid(), number)
-            time.sleep(pause)
+            ask(stop, number)
     os._exit(1)
 
 
 @pytest.mark.parametrize(
-    "asked, pause, status",
+    "asked, status",
     [
-        ((signal.SIGINT, signal.SIGINT), 0.5, 130),  # a person insists
-        ((signal.SIGTERM, signal.SIGINT), 0.5, 130),
-        ((signal.SIGTERM, signal.SIGTERM), 0.5, -signal.SIGTERM),  # Slurm repeats its own: at the end, as ever
-        ((signal.SIGHUP,), 0.5, -signal.SIGHUP),
+        ((signal.SIGINT, signal.SIGINT), 130),  # a person insists
+        ((signal.SIGTERM, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGTERM), -signal.SIGTERM),  # Slurm repeats its own: at the end, as ever
+        ((signal.SIGHUP,), -signal.SIGHUP),
     ],
 )
-def test_a_second_ctrl_c_ends_at_once(capfd, asked, pause, status):
-    process = multiprocessing.get_context("fork").Process(target=end_itself, args=(asked, pause))
+def test_a_second_ctrl_c_ends_at_once(capfd, asked, status):
+    process = multiprocessing.get_context("fork").Process(target=end_itself, args=(asked,))
     process.start()
     assert wait_until(lambda: not process.is_alive(), [process.pid]) is None and process.exitcode == status
     assert capfd.readouterr().err.count(f"asked to end by {asked[0].name}: saving after this step") == 1
@@ -83,8 +91,7 @@ def suspend_itself_and_end() -> None:
             time.sleep(0.3)
         assert not stop.requested and threading.active_count() == 2
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            ask(stop, signal.SIGINT)
     os._exit(1)
 
 

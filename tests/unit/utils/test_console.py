@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-import time
+import threading
 
 import pytest
 from tqdm.utils import disp_len
@@ -12,6 +12,7 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.utils import console, progress
 from tests import patience
 from tests.start import ROOT, environment_of
+from tests.streams import ThreadStream
 
 PLAIN = {"PYTHONIOENCODING": "", "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": "", "LC_ALL": "C.UTF-8"}
 PLACES = {
@@ -192,23 +193,33 @@ def test_items_behind_a_bar_are_counted(monkeypatch, kind, total, amount):
 
 
 def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
-    stream = io.StringIO()
+    stream = ThreadStream()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(console, "LOOK", 0.01)
     with console.spinner("compiling"):
         clock[0] += 11
-        deadline = time.perf_counter() + 60
-        while not stream.getvalue() and time.perf_counter() < deadline:
-            time.sleep(0.01)
+        stream.wait()
     assert re.fullmatch(DATED + "compiling, 11 s\n", stream.getvalue())
 
 
 def test_within_one_spinner_another_alone_is_shown(monkeypatch, clock):
-    stream = io.StringIO()
+    stream, looks = ThreadStream(), threading.Semaphore(0)
+
+    class Spinners(list):
+        def __getitem__(self, place):
+            looks.release()
+            return super().__getitem__(place)
+
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(console, "LOOK", 0.01)
+    monkeypatch.setattr(console, "_spinners", Spinners())
     with console.spinner("writing onnx"):
         with console.spinner("tracing the model"):
             clock[0] += 11
-            time.sleep(2.5)  # both have looked at the clock again
+            stream.wait()
+            while looks.acquire(blocking=False):
+                pass
+            assert all(looks.acquire(timeout=600) for _ in range(8))  # both have looked at the clock again
         assert re.fullmatch(DATED + "tracing the model, 11 s\n", stream.getvalue())
 
 
