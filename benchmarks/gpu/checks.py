@@ -49,6 +49,7 @@ from ds_distill.training.engine import Engine
 
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 NO_TIME = "no time left"
+SCORES, SCORES_PER_TOKEN = "attention scores", "attention scores, a mean for each token"
 
 
 class NotMade(Exception):
@@ -151,7 +152,7 @@ def relations(device: torch.device) -> Iterator[Check]:
     del (reasons := backends(device))["compiled"]
     limits = ROUNDED | {torch.bfloat16: 1e-2, torch.float16: 1e-2}
     for dtype in precisions(device):
-        for what in ("relations of one side", "relations of queries and keys", "attention scores"):
+        for what in ("relations of one side", "relations of queries and keys", SCORES, SCORES_PER_TOKEN):
             problem = functools.cache(functools.partial(relations_problem, device, dtype, what))
             for backend, reason in reasons.items():
                 yield Check(
@@ -163,6 +164,7 @@ def relations(device: torch.device) -> Iterator[Check]:
 
 def relations_problem(device: torch.device, dtype: torch.dtype, what: str) -> tuple:
     """Return the student's vectors, the other arguments of `relation_loss`, and the results of the closed form."""
+    scores = what in (SCORES, SCORES_PER_TOKEN)
     heads, length, width, t_width = (3, 300, 64, 40) if device.type == "cuda" else (2, 20, 8, 20)
 
     def pair(width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,13 +174,13 @@ def relations_problem(device: torch.device, dtype: torch.dtype, what: str) -> tu
     student, teacher = pair(width, dtype), pair(t_width, teacher_dtype(device, dtype))
     mask = torch.rand(2, length, device=device) < 0.9
     documents = torch.randint(3, (2, length), device=device).sort(1).values
-    if what == "attention scores":
-        value, *gradients = attention_score_mse(student, teacher, mask, documents)
+    if scores:
+        value, *gradients = attention_score_mse(student, teacher, mask, documents, per_token=what == SCORES_PER_TOKEN)
     else:
         value, *gradients = relation_kl(student, [teacher], [1.0], mask, documents)
     gradients = [gradients[0] + gradients[1]] if student[0] is student[1] else gradients
-    weights = None if what == "attention scores" else [1.0]
-    return student, ([teacher], weights, mask, documents), (value, *gradients)
+    given = {"teachers": [teacher], "weights": None if scores else [1.0], "real": mask, "documents": documents}
+    return student, given | {"per_token": what == SCORES_PER_TOKEN}, (value, *gradients)
 
 
 def relations_error(problem: Callable[[], tuple], backend: str, reason: str | None) -> tuple[float, str]:
@@ -186,7 +188,7 @@ def relations_error(problem: Callable[[], tuple], backend: str, reason: str | No
     unless(reason)
     student, given, expected = problem()
     leaves = [x.clone().requires_grad_() for x in student[: len(expected) - 1]]
-    value = relation_loss((leaves[0], leaves[-1]), *given, backend=backend)
+    value = relation_loss((leaves[0], leaves[-1]), **given, backend=backend)
     actual = (value, *torch.autograd.grad(value, leaves))
     return worst(relative(a, e) for a, e in zip(actual, expected, strict=True)), ""
 

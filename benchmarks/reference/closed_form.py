@@ -84,10 +84,13 @@ def attention_score_mse(
     teacher: tuple[Tensor, Tensor],
     mask: Tensor | None = None,
     documents: Tensor | None = None,
+    *,
+    per_token: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute Σ (t_ij − s_ij)² over all scores, and its gradients, in float64.
 
-    The arguments are those of losses.relations.attention_score_mse. Source: Jiao et al. 2020
+    With `per_token` it is Σ_i of the mean over the tokens j that i sees. The other arguments are those of
+    losses.relations.attention_score_mse. Source: Jiao et al. 2020
     (TinyBERT), section 3.1, equation 7.
 
     Returns:
@@ -99,8 +102,9 @@ def attention_score_mse(
         x, y = (s[b, h, tokens] for s in student)
         u, v = (t[b, h, tokens].double() for t in teacher)
         error = x @ y.T / x.shape[-1] ** 0.5 - u @ v.T / u.shape[-1] ** 0.5
-        loss += error.square().sum()
-        d_scores = 2 * error / x.shape[-1] ** 0.5
+        share = 1 / len(tokens) if per_token else 1
+        loss += error.square().sum() * share
+        d_scores = 2 * error / x.shape[-1] ** 0.5 * share
         gradients[0][b, h, tokens], gradients[1][b, h, tokens] = d_scores @ y, d_scores.T @ x
     return loss, *gradients
 

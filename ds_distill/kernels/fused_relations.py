@@ -71,12 +71,13 @@ def fused_score_error(
     real: Tensor | None,
     documents: Tensor | None,
     d_student: tuple[Tensor | None, Tensor | None],
+    per_token: bool = False,
 ) -> Tensor:
     """Return the loss of plain_score_error, and write its gradient into `d_student`.
 
     There are no scores at all. With the errors E = U Vᵀ, ‖E‖² is Σ UᵀU ∘ VᵀV, in matrices of the size of
     a head, the errors being 0 where padding is. They are float64, since what they add up to cancels where
-    the scores nearly agree. The arguments are those of fused_relation_kl.
+    the scores nearly agree. The other arguments are those of fused_relation_kl.
     """
     device, dtype = student[0].device, _accumulation_dtype(student)
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -88,10 +89,11 @@ def fused_score_error(
         for first in range(0, len(a), heads):
             part = slice(first, first + heads)
             value, *gradients = _score_error(a[part], b[part], t_a[part], t_b[part])
-            loss += value
+            seen = a.shape[1] if per_token else 1  # as many for each token of the group
+            loss += value / max(1, seen)
             for d, gradient in zip((d_a, d_b), gradients, strict=True):
                 if d is not None:
-                    d[part] = gradient
+                    d[part] = gradient.div_(max(1, seen))
         if d_a is not None and d_b is not None and d_student[0] is d_student[1]:
             d_a += d_b
         _write(d_student, (d_a, d_b), sequence, tokens)

@@ -19,8 +19,10 @@ def relation_loss(
     real: Tensor | None,
     documents: Tensor | None,
     backend: str = "auto",
+    *,
+    per_token: bool = False,
 ) -> Tensor:
-    """Return the loss of plain_relation_kl or, where weights is None, of plain_score_error.
+    """Return the loss of plain_relation_kl or, where weights is None, of plain_score_error, which reads `per_token`.
 
     It is differentiable once, in the student's tensors. The arguments are those of fused_relation_kl, and
     `backend` is what computes it: "plain" is ds_distill.kernels.relations, "torch" its fused form of the
@@ -30,20 +32,20 @@ def relation_loss(
         fixed = [(x.detach(), y.detach()) for x, y in teachers]
         with torch.autocast(student[0].device.type, enabled=False):
             if weights is None:
-                return plain_score_error(student, fixed[0], real, documents)
+                return plain_score_error(student, fixed[0], real, documents, per_token)
             return plain_relation_kl(student, fixed, weights, real, documents)
     a, b = student[0], None if student[1] is student[0] else student[1]
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (a, b)]
     flat = [x.detach() for pair in teachers for x in ((pair[0],) if pair[1] is pair[0] else pair)]
     own = [pair[1] is not pair[0] for pair in teachers]
-    return _RelationLoss.apply(a, b, real, documents, weights, backend, wanted, own, *flat)
+    return _RelationLoss.apply(a, b, real, documents, weights, backend, per_token, wanted, own, *flat)
 
 
 class _RelationLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, real, documents, weights, backend, wanted, own, *teachers):
+    def forward(ctx, a, b, real, documents, weights, backend, per_token, wanted, own, *teachers):
         compute = _opaque if torch.compiler.is_compiling() else _loss_and_gradients
-        loss, d_a, d_b = compute(a, b, teachers, own, weights, real, documents, wanted, backend)
+        loss, d_a, d_b = compute(a, b, teachers, own, weights, real, documents, wanted, backend, per_token)
         ctx.save_for_backward(d_a, d_b, a, b)
         ctx.wanted = wanted
         return loss
@@ -87,6 +89,7 @@ def _loss_and_gradients(
     documents: Tensor | None,
     wanted: Sequence[bool],
     backend: str,
+    per_token: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss, and its gradients in a and b, which are empty where not wanted.
 
@@ -104,9 +107,9 @@ def _loss_and_gradients(
         if backend == "triton" or (backend == "auto" and _suits_triton([*student, *teachers])):
             from ds_distill.kernels.relations_triton import triton_relation_loss  # not everyone has Triton
 
-            loss = triton_relation_loss(student, pairs, weights, real, documents, outs)
+            loss = triton_relation_loss(student, pairs, weights, real, documents, outs, per_token)
         elif weights is None:
-            loss = fused_score_error(student, pairs[0], real, documents, outs)
+            loss = fused_score_error(student, pairs[0], real, documents, outs, per_token)
         else:
             loss = fused_relation_kl(student, pairs, weights, real, documents, outs)
     nothing = a.new_empty(0)
@@ -119,7 +122,7 @@ _opaque = library.custom_op("ds_distill::relation_loss", _loss_and_gradients, mu
 
 
 @_opaque.register_fake
-def _(a, b, teachers, own, weights, real, documents, wanted, backend):
+def _(a, b, teachers, own, weights, real, documents, wanted, backend, per_token):
     dtype = torch.promote_types(torch.promote_types(a.dtype, (a if b is None else b).dtype), torch.float32)
     gradients = (
         x.new_empty(x.shape, dtype=_gradient_dtype(x.dtype)) if want else a.new_empty(0)

@@ -39,15 +39,21 @@ def plain_relation_kl(
 
 
 def plain_score_error(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor | None, documents: Tensor | None
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    real: Tensor | None,
+    documents: Tensor | None,
+    per_token: bool = False,
 ) -> Tensor:
     """Return Σ (t_ij − s_ij)² over sequences, heads and pairs of real tokens i, j of one document.
 
-    The arguments are those of plain_relation_kl.
+    With `per_token`, each token i has the mean over the tokens j that it sees. The other arguments are those of
+    plain_relation_kl.
     """
     real = _all_real(student[0]) if real is None else real
     counted = _seen(real, documents) & real[:, None, :, None]
-    return (_scores(*teacher, real) - _scores(*student, real)).masked_fill(~counted, 0.0).square().sum()
+    errors = (_scores(*teacher, real) - _scores(*student, real)).masked_fill(~counted, 0.0).square()
+    return (errors / counted.sum(-1, keepdim=True).clamp(min=1)).sum() if per_token else errors.sum()
 
 
 def _all_real(x: Tensor) -> Tensor:

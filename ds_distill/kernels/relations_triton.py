@@ -103,6 +103,7 @@ def _gradient_kernel(
     t_normalizer_at,
     weights_at,
     t_scales_at,
+    shares_at,
     d_at,
     loss_at,
     length,
@@ -127,6 +128,7 @@ def _gradient_kernel(
     padding,
     teachers: tl.constexpr,
     squared: tl.constexpr,
+    per_token: tl.constexpr,
     by_rows: tl.constexpr,
     by_columns: tl.constexpr,
     wanted: tl.constexpr,
@@ -140,7 +142,8 @@ def _gradient_kernel(
 
     With `by_rows`, the x_i are the rows of the scores, each row a distribution. With `by_columns`, they are
     the columns. With both, the scores are symmetric, and x is both sides of them. `squared` is the loss of
-    plain_score_error.
+    plain_score_error; with `per_token`, it is multiplied by the share of each token, which all tokens that see each
+    other have in common.
     """
     pair, block = _place(length, block_rows)
     sequence, head = pair // heads, pair % heads
@@ -187,6 +190,8 @@ def _gradient_kernel(
                 error = tl.where(seen, s - t, 0.0)
                 loss += tl.sum(error * error, 1)
                 gradient = error * 4.0 if by_rows and by_columns else error * 2.0
+                if per_token:
+                    gradient *= tl.load(shares_at + sequence * length + rows, rows < length, 0.0)[:, None]
             if by_rows and not squared:
                 log_q = s - tl.load(normalizer_at + of_pair + rows, real_rows, 0.0)[:, None]
                 row_gradient = tl.exp(log_q) - row_p
@@ -210,6 +215,8 @@ def _gradient_kernel(
         places = (of_pair + rows)[:, None] * width + at[None, :]
         tl.store(d_at + places, (d * scale).to(d_at.dtype.element_ty), (rows < length)[:, None] & (at < width)[None, :])
     if by_rows:
+        if per_token:
+            loss *= tl.load(shares_at + sequence * length + rows, rows < length, 0.0)
         tl.store(loss_at + tl.program_id(0), tl.sum(loss, 0))
 
 
@@ -223,6 +230,7 @@ def triton_relation_loss(
     real: Tensor | None,
     documents: Tensor | None,
     d_student: tuple[Tensor | None, Tensor | None],
+    per_token: bool = False,
 ) -> Tensor:
     """Return the loss of plain_relation_kl, or of plain_score_error where weights is None, and write its gradient.
 
@@ -267,6 +275,7 @@ def triton_relation_loss(
                 num_stages=STAGES,
             )
     losses = normalizer.new_zeros(grid[0])
+    shares = _seen(numbers).float().reciprocal_() if per_token else losses  # a placeholder, as below
     # filled, not copied: a copy would make a GPU wait
     on_device = [torch.cat([losses.new_full((1,), x) for x in values]) for values in (weights or [1.0], t_scales)]
 
@@ -280,6 +289,7 @@ def triton_relation_loss(
             normalizer,
             t_normalizer,
             *on_device,
+            shares,
             normalizer if d is None else d,  # a placeholder, which the kernel does not touch
             losses,
             length,
@@ -294,6 +304,7 @@ def triton_relation_loss(
             PADDING,
             teachers=len(teachers),
             squared=weights is None,
+            per_token=per_token,
             by_rows=by_rows,
             by_columns=by_columns,
             wanted=d is not None,
@@ -314,6 +325,12 @@ def triton_relation_loss(
         if out is not d_b:
             d_b += out
     return losses.sum()
+
+
+def _seen(numbers: Tensor) -> Tensor:
+    """Return how many tokens of its sequence have the number of each token [B, L], itself among them."""
+    ordered = numbers.sort(-1).values
+    return torch.searchsorted(ordered, numbers, right=True) - torch.searchsorted(ordered, numbers)
 
 
 def _contiguous_vectors(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ds_distill.config.losses import Match, Quantity
-from ds_distill.losses.relations import attention_score_mse, ensemble_relation_kl
+from ds_distill.losses.relations import attention_score_mse_per_token, ensemble_relation_kl
 from ds_distill.models.intermediates import Site
 
 States = Mapping[Site, Tensor]
@@ -128,16 +127,15 @@ class AttentionLoss(nn.Module):
             token_mask: [B, L] bool, False for padding; None where all tokens are real.
             document_ids: [B, L] int, where tokens see their own document only; else None.
         """
-        seen = _count_seen(next(iter(student.values())), token_mask, document_ids)
         total = []
         for (low, high), heads in zip(self.pairs, self.heads, strict=True):
-            vectors = []
-            for states, layer in ((student, low), (teacher, high)):
-                query, key = (_split(states[Site(name, layer)], heads) for name in QUERY_KEY)
-                wide = torch.promote_types(query.dtype, torch.float32)
-                # all tokens that see each other see as many, so the root of 1/n in a score is 1/n in its square
-                vectors += [query.to(wide) * seen.to(wide).rsqrt()[:, None, :, None], key.to(wide)]
-            total.append(attention_score_mse(*vectors, token_mask=token_mask, document_ids=document_ids) / heads)
+            vectors = [
+                _split(states[Site(name, layer)], heads)
+                for states, layer in ((student, low), (teacher, high))
+                for name in QUERY_KEY
+            ]
+            error = attention_score_mse_per_token(*vectors, token_mask=token_mask, document_ids=document_ids)
+            total.append(error / heads)
         return sum(total[1:], total[0])
 
 
@@ -150,15 +148,3 @@ def _sites(relations: Iterable[tuple[Vector, Vector]], pairs: Iterable[tuple[int
 def _split(vectors: Tensor, heads: int) -> Tensor:
     """Return [B, heads, L, H / heads] of vectors [B, L, H]."""
     return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _count_seen(states: Tensor, token_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    """Return how many real tokens each token of [B, L, …] sees, itself among them: fp32 [B, L], at least 1."""
-    batch, length = states.shape[:2]
-    real = states.new_ones(batch, length, dtype=torch.float32) if token_mask is None else token_mask.float()
-    if document_ids is None:
-        seen = real.sum(1, keepdim=True).expand(batch, length)
-    else:
-        documents = document_ids.clamp(min=0)  # padding has none, and does not count
-        seen = real.new_zeros(batch, length).scatter_add(1, documents, real).gather(1, documents)
-    return seen.clamp(min=1)

@@ -109,6 +109,25 @@ def attention_score_mse(
     return relation_loss((student_q, student_k), [(teacher_q, teacher_k)], None, token_mask, document_ids)
 
 
+def attention_score_mse_per_token(
+    student_q: Tensor,
+    student_k: Tensor,
+    teacher_q: Tensor,
+    teacher_k: Tensor,
+    *,
+    token_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """Return `attention_score_mse` with, for each token, the mean over the real tokens that it sees.
+
+    For sequences of one length this is TinyBERT's mean over the entries of the attention matrix, times the number of
+    tokens, and it depends on no other sequence of the batch. The arguments are those of attention_score_mse.
+    """
+    _check_shapes((student_q, student_k), [(teacher_q, teacher_k)], token_mask, document_ids)
+    teachers = [(teacher_q, teacher_k)]
+    return relation_loss((student_q, student_k), teachers, None, token_mask, document_ids, per_token=True)
+
+
 def _check_shapes(
     student: tuple[Tensor, Tensor],
     teachers: Sequence[tuple[Tensor, Tensor]],

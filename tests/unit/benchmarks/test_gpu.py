@@ -224,9 +224,9 @@ def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
 def test_each_check_that_was_not_made_is_counted():
     names = [row["check"] for row in gpu_checks.results(torch.device("cpu"), -1.0)]
     # The vocabulary loss has two precisions, three kinds of rows and three backends; the relations have two precisions,
-    # three kinds and two backends; attention within documents is checked with and without a window; the waits have two
+    # four kinds and two backends; attention within documents is checked with and without a window; the waits have two
     # lengths of sequences; the engine has four stages in two precisions.
-    assert len(names) == len(set(names)) == 18 + 12 + 1 + 2 + 2 + 1 + 8
+    assert len(names) == len(set(names)) == 18 + 16 + 1 + 2 + 2 + 1 + 8
     assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
 
 

@@ -23,17 +23,20 @@ def compiled(kernel, tensors: dict[str, str], flags: dict) -> None:
     print(kernel.__name__, *tensors.values(), *flags.values(), made.metadata.shared)
 
 
-for width, dtype, t_dtype, teachers, squared, by_rows, by_columns in (
-    (16, "fp32", "fp32", 1, False, True, True),
-    (64, "bf16", "fp16", 2, False, True, False),
-    (64, "fp16", "fp16", 1, False, False, True),
-    (256, "fp32", "bf16", 1, True, True, False),
+for width, dtype, t_dtype, teachers, squared, per_token, by_rows, by_columns in (
+    (16, "fp32", "fp32", 1, False, False, True, True),
+    (64, "bf16", "fp16", 2, False, False, True, False),
+    (64, "fp16", "fp16", 1, False, False, False, True),
+    (256, "fp32", "bf16", 1, True, False, True, False),
+    (64, "bf16", "bf16", 1, True, True, True, False),
+    (64, "bf16", "fp16", 1, True, True, False, True),
 ):
     rows, columns = next(sizes for widest, sizes in BLOCKS.items() if width <= widest)
     sizes = {"block_rows": rows, "block_columns": columns, "block_width": width, "interpreted": False}
     student = {"x_at": f"*{dtype}", "y_at": f"*{dtype}"}
     if not by_columns:
         compiled(_normalizer_kernel, student, sizes)
-    flags = {"teachers": teachers, "squared": squared, "by_rows": by_rows, "by_columns": by_columns, "wanted": True}
+    flags = {"teachers": teachers, "squared": squared, "per_token": per_token, "wanted": True}
+    flags |= {"by_rows": by_rows, "by_columns": by_columns}
     tensors = student | {"t_x_at": f"*{t_dtype}", "t_y_at": f"*{t_dtype}", "d_at": f"*{dtype}"}
     compiled(_gradient_kernel, tensors, flags | {"t_block_width": width} | sizes)

@@ -36,13 +36,15 @@ def make(width, dtype, seed, same=False):
     return (a, a) if same else (a, b)
 
 
-def check(backend, student, teachers, weights, mask, documents, tolerance):
+def check(backend, student, teachers, weights, mask, documents, tolerance, per_token=False):
     """Compare the body's loss, times 0.5, and its gradient with the closed form."""
     a = student[0].detach().requires_grad_()
     b = a if student[1] is student[0] else student[1].detach().requires_grad_()
-    value = relation_loss((a, b), teachers, weights, mask, documents, backend)
+    value = relation_loss((a, b), teachers, weights, mask, documents, backend, per_token=per_token)
     if weights is None:
-        expected, *gradients = closed_form.attention_score_mse(student, teachers[0], mask, documents)
+        expected, *gradients = closed_form.attention_score_mse(
+            student, teachers[0], mask, documents, per_token=per_token
+        )
     else:
         expected, *gradients = closed_form.relation_kl(student, teachers, weights, mask, documents)
     (value * 0.5).backward()
@@ -83,6 +85,22 @@ def test_queries_and_keys(backend, dtype, t_dtype, tolerance, weights):
 def test_a_self_relation_of_one_side_only(backend, same, weights):
     student, teacher = make(8, torch.float32, 1, same[0]), make(8, torch.float32, 2, same[1])
     check(backend, student, [teacher], weights, None, DOCUMENTS, 1e-5)
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize(
+    "case,mask,documents",
+    [
+        (DTYPES[0], MASK, DOCUMENTS),
+        (DTYPES[0], None, None),
+        pytest.param(DTYPES[1], MASK, None, marks=pytest.mark.long),
+        pytest.param(DTYPES[2], None, DOCUMENTS, marks=pytest.mark.long),
+    ],
+)
+def test_a_mean_for_each_token(backend, case, mask, documents, same):
+    dtype, t_dtype, tolerance = case
+    student, teacher = make(8, dtype, 1, same), make(20, t_dtype, 2, same)
+    check(backend, student, [teacher], None, mask, documents, tolerance, per_token=True)
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -142,4 +160,4 @@ def test_triton_compiles_for_a_gpu():
         env=environment,
         cwd=ROOT,
     )
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 6, done.stderr[-2000:]
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 9, done.stderr[-2000:]

@@ -10,8 +10,11 @@ from benchmarks.harness.machine import peak_allocated_bytes
 from benchmarks.reference import closed_form
 from benchmarks.reference.closed_form import relative
 from benchmarks.reference.recipe import reference_attention_score_mse, reference_relation_kl
+from ds_distill.config.losses import Match
 from ds_distill.losses import attention_score_mse, relation_kl
+from ds_distill.losses.head_terms import AttentionLoss, RelationLoss
 from ds_distill.losses.relations import ensemble_relation_kl
+from ds_distill.models.intermediates import Site
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 LOSSES = {
@@ -241,17 +244,41 @@ def test_what_does_not_fit_is_named(loss):
         ensemble_relation_kl(*student, [teacher, teacher], [1, -1])
 
 
+def term(loss: str):
+    """Return a term of the objective, of one layer of 48 heads, as a function of vectors [B, heads, L, d]."""
+    match = Match(loss, of="query_key" if loss == "attention" else "query")
+    made = (AttentionLoss if loss == "attention" else RelationLoss)(match, [(0, 0)], [48])
+
+    def compute(a, b, t_a, t_b):
+        queries, keys, t_queries, t_keys = (x.transpose(1, 2).flatten(2) for x in (a, b, t_a, t_b))
+        student, teacher = {Site("query", 0): queries}, {Site("query", 0): t_queries}
+        if loss == "attention":
+            student, teacher = student | {Site("key", 0): keys}, teacher | {Site("key", 0): t_keys}
+        return made(student, teacher, None)
+
+    return compute
+
+
 @pytest.mark.parametrize(
-    "loss,plain", [(relation_kl, reference_relation_kl), (attention_score_mse, reference_attention_score_mse)]
+    "loss,plain",
+    [
+        (relation_kl, reference_relation_kl),
+        (attention_score_mse, reference_attention_score_mse),
+        (term("relation"), reference_relation_kl),
+        (term("attention"), reference_attention_score_mse),
+    ],
+    ids=["relations", "attention scores", "the term of relations", "the term of attention scores"],
 )
 def test_extra_memory_is_two_percent_of_the_plain_form(loss, plain):
     """At 64 × 512 tokens and 48 heads; both forms' memory grows by the same with each further sequence."""
 
     def extra(job, sequences):
-        student = torch.randn(sequences, 48, 512, 16, requires_grad=True)
-        teacher = torch.randn(sequences, 48, 512, 16)
+        # as a layer leaves them: [B, L, heads · d]
+        student = torch.randn(sequences, 512, 48, 16, requires_grad=True)
+        teacher = torch.randn(sequences, 512, 48, 16).transpose(1, 2)
+        heads = student.transpose(1, 2)
         peak = peak_allocated_bytes(
-            lambda: torch.autograd.grad(job(student, student, teacher, teacher) * 0.5, student), student.device
+            lambda: torch.autograd.grad(job(heads, heads, teacher, teacher) * 0.5, student), student.device
         )
         return peak - 4 * student.numel()  # without the gradient itself
 
