@@ -113,5 +113,6 @@ def _slot_of(model: PreTrainedModel, site: Site) -> _Slot:
 
 def _turn(model: PreTrainedModel, site: Site) -> int:
     """Return how many layers below a site have its layer's weights, and so run its modules before it."""
-    places = get_family(model).layer_places(model.config)
-    return places[: site.layer].count(places[site.layer])
+    family = get_family(model)
+    layers, places = family.get_layers(model), family.layer_places(model.config)
+    return sum(layers[place] is layers[places[site.layer]] for place in places[: site.layer])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family
+from ds_distill.models.families.family import Family
 from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
 
 
@@ -147,12 +149,28 @@ def needed_part(model: PreTrainedModel, sites: Sequence[Site], *, head: bool) ->
         return model
     family = get_family(model)
     encoder = family.get_encoder(model)
-    # the groups of layers that share weights are those of the whole depth
-    if all(site.layer != LAST for site in sites) and not family.names.groups:
-        del family.get_layers(model)[1 + max((0, *(site.layer for site in sites))) :]
+    if all(site.layer != LAST for site in sites):
+        _keep_layers(family, encoder, 1 + max((0, *(site.layer for site in sites))))
         if family.final_norm:  # transformers gives its output as that of the highest layer
             encoder.set_submodule(family.final_norm, nn.Identity().eval())
     return encoder
+
+
+def _keep_layers(family: Family, encoder: PreTrainedModel, count: int) -> None:
+    """Take the layers above the first `count` out of an encoder, in place."""
+    layers = cast(nn.ModuleList, encoder.get_submodule(family.layers_path))
+    if not family.names.groups:
+        del layers[count:]
+        return
+    # Which weights a layer shares depends on the number of layers and of groups, so each kept layer becomes a group.
+    config = copy.deepcopy(encoder.config)
+    kept = nn.ModuleList(layers[place] for place in family.layer_places(config)[:count])
+    setattr(config, family.names.depth, count)
+    setattr(config, family.names.groups, count)
+    encoder.set_submodule(family.layers_path, kept)
+    for module in encoder.modules():
+        if hasattr(module, "config"):
+            cast(Any, module).config = config
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

@@ -211,9 +211,14 @@ class Family:
         """Return the encoder of a model with a head; a bare encoder itself."""
         return getattr(model, self.encoder, model)
 
+    @property
+    def layers_path(self) -> str:
+        """The path, within the encoder, of the nn.ModuleList of its layers or groups of layers."""
+        return self.layers.removeprefix(f"{self.encoder}.")
+
     def get_layers(self, model: PreTrainedModel) -> Any:
         """Return the nn.ModuleList of the encoder's layers, those that share weights once."""
-        layers = self.get_encoder(model).get_submodule(self.layers.removeprefix(f"{self.encoder}."))
+        layers = self.get_encoder(model).get_submodule(self.layers_path)
         if self.within_group is None:
             return layers
         from torch import nn

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, ElectraForPreTraining
+from transformers.models.albert.modeling_albert import AlbertLayer
 
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
@@ -19,6 +20,7 @@ from tests.unit.models.test_teacher import (
     FAMILIES,
     padding_mask,
     randomised,
+    tiny_albert,
     tiny_bert,
     tiny_electra,
     tiny_roberta,
@@ -78,8 +80,7 @@ def test_a_teacher_runs_up_to_the_highest_layer_that_is_recorded(make):
     whole, ids, mask = make(5), tokens(), padding_mask()
     family, sites = get_family(whole), [Site("hidden", 2), Site("hidden", 0)]
     part = needed_part(copy.deepcopy(whole), sites, head=False)
-    # layers that share their weights stay, since their groups are those of the whole depth
-    assert family.count_layers(part) == (5 if family.names.groups else 3) and not family.has_head(part)
+    assert family.count_layers(part) == 3 and not family.has_head(part)
     targets = Teacher(part).targets(ids, mask, sites=sites)
     with torch.no_grad():
         expected = whole(ids, attention_mask=mask, output_hidden_states=True).hidden_states
@@ -88,6 +89,23 @@ def test_a_teacher_runs_up_to_the_highest_layer_that_is_recorded(make):
     # the encoder's output is that of all layers, and logits need the head
     assert family.count_layers(needed_part(copy.deepcopy(whole), [*sites, LAST_HIDDEN], head=False)) == 5
     assert needed_part(whole, sites, head=True) is whole and family.count_layers(whole) == 5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_a_teacher_whose_layers_share_weights_stops_there_too(groups):
+    whole, ids, mask = tiny_albert(6, num_hidden_groups=groups), tokens(), padding_mask()
+    for highest in range(6):
+        sites = [Site(quantity, layer) for quantity in ("query", "value", "hidden") for layer in range(highest + 1)]
+        part = needed_part(copy.deepcopy(whole), sites, head=False)
+        runs = []
+        for layer in part.encoder.modules():
+            if isinstance(layer, AlbertLayer):
+                layer.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        states = Teacher(part).targets(ids, mask, sites=sites).states
+        with torch.no_grad():
+            _, expected = run_encoder(whole, ids, mask, sites=sites)
+        assert len(runs) == highest + 1 and all(torch.equal(states[site], expected[site]) for site in sites)
+    assert whole.config.num_hidden_layers == 6 and whole.config.num_hidden_groups == groups
 
 
 @pytest.mark.parametrize("make", FAMILIES)
