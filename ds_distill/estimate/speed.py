@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from typing import NamedTuple
 
 from ds_distill.data.shares import Shares
@@ -16,9 +18,11 @@ from ds_distill.estimate.hardware import (
     find_device,
     is_measured,
 )
+from ds_distill.utils.machine import seconds_of_others
 
 # From this share of fixed cost on, a plan advises larger batches.
 LARGE_FIXED_SHARE = 0.25
+BUSY = 0.15  # share of a machine's cores that others use, from which on a rate that is measured here is too low
 _NOT_COUNTED = "communication between them is not counted"
 _COUNTED = "the time of their exchange is added in full"
 
@@ -61,7 +65,14 @@ def find_speed(
         )
     if gpu is None:
         sequences = min(micro_batch_size, 4) if estimator.device.type == "cpu" else micro_batch_size
+        others, began = seconds_of_others(), time.perf_counter()
         rate = estimator.measure_rate(sequences, (total_tokens or math.inf) / ranks)
+        busy, cores = (seconds_of_others() - others) / (time.perf_counter() - began), os.cpu_count() or 1
+        if busy > BUSY * cores:
+            notes.append(
+                f"While the rate was measured, other processes used {busy:.1f} of this machine's {cores} cores: when "
+                "it is idle, the rate is higher."
+            )
         basis = "forward and backward of one rank measured here, × ranks"
         if estimator.device.type == "cpu":
             known = CPU_LONG if estimator.length > 2 * CPU_SHORT.length else CPU_SHORT

@@ -6,6 +6,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 
 def processor_name() -> str:
     """Return the name of the processor, or its architecture where the system does not tell more."""
@@ -31,3 +33,9 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seconds_of_others() -> float:
+    """Return the processor seconds that other processes have had since this machine was started, all cores together."""
+    total, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    return total.user + total.system + getattr(total, "nice", 0.0) - own.user - own.system

@@ -2,12 +2,16 @@
 
 import functools
 import json
+import os
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import BertConfig, RobertaConfig
 
 from ds_distill.cli import main
+from ds_distill.estimate import speed
 from ds_distill.estimate.corpora import parse_tokens, size_of_corpus
 from ds_distill.estimate.hardware import DEVICES, H100_SMALL
 from ds_distill.estimate.known_models import find_known_model
@@ -193,3 +197,17 @@ def test_a_gpu_projects_all_positions_and_so_does_its_usual():
     masked = Recipe(data=recipe().data, training=recipe().training, losses=Losses(kl_tokens="masked"))
     assert estimate(given=masked)["mflops_per_token"] == usual()["mflops_per_token"]
     assert estimate(given=masked)["tokens_per_second"] == usual()["tokens_per_second"]
+
+
+@pytest.mark.parametrize("others, said", [(0.0, False), (0.1, False), (0.5, True)])
+def test_a_rate_that_was_measured_on_a_busy_machine_says_so(monkeypatch, others, said):
+    clock = iter([100.0, 103.0])
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    used = iter([50.0, 50.0 + 3 * others * (os.cpu_count() or 1)])
+    monkeypatch.setattr(speed, "seconds_of_others", lambda: next(used))
+    estimator = SimpleNamespace(
+        recipe=recipe(), device=torch.device("cpu"), length=128, measure_rate=lambda sequences, tokens: 500.0
+    )
+    found = speed.find_speed(estimator, None, 4, 1, None, None)
+    assert found.tokens_per_second == 500 and found.kind == "measured"
+    assert any("other processes used" in note for note in found.notes) == said
