@@ -135,6 +135,6 @@ def _check_length(output: Path, recipe: Recipe, cuts: int) -> None:
         for key, value in longer_by(before, recipe.identity()).items():
             if RunFolder(output / f"cut-{number + 1}" / "pruned").identity.is_file():
                 raise UserError(
-                    f"{output}: {key} was {before[key]}, is {value}: cut {number + 1} was made of the model of the "
-                    "shorter run; choose another --output"
+                    f"{output}: {key} was {before[key]}, is {value}: cut {number + 1} was made from the student that "
+                    "the shorter run produced; choose another --output"
                 )

@@ -44,16 +44,19 @@ class Student:
             text has them, with a projection on the hidden size behind them. The student is then an ELECTRA.
         num_hidden_groups: Number of groups of consecutive layers that share their weights; by default each layer has
             its own. A group is initialized from the mean of its layers. The student is then an ALBERT.
-        linear_rank: Rank of two factors in place of each linear layer that they make smaller; by default the layers are
-            whole. They are initialized with the least error on the text. The folder holds their products, for the
-            stock class, and is not smaller; exports to other runtimes are.
-        family: Family of the student's class, by its model_type: the teacher's own, or of any teacher "bert",
-            "distilbert", "electra", "albert" or "modernbert". A student of another class starts from what both classes
-            have: the layers of all families but ModernBERT, or else the word embeddings. By default the one that
-            embedding_size or num_hidden_groups asks for, or else "distilbert" for a BERT, whose token types a
-            DistilBERT does not have, and for others the teacher's own.
-        freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
-            they were sinusoidal before BERT's overwrote them. A model with rotary positions has none, and is refused.
+        linear_rank: Rank of a low-rank factorization: two factors replace each linear layer that this makes smaller. By
+            default, layers are not factorized. The factors are initialized to minimize the error on the text. The
+            saved folder holds their products, so that the stock class loads it, and is not smaller; exports to other
+            runtimes are.
+        family: Family of the student's class, by its model_type: the teacher's own or, whatever the teacher, "bert",
+            "distilbert", "electra", "albert" or "modernbert". A student of another class than its teacher is
+            initialized from what both classes have in common: the layers (of all families but ModernBERT), or else
+            the word embeddings. By default, the family that embedding_size or num_hidden_groups requires; otherwise
+            "distilbert" if the teacher is a BERT (a DistilBERT has no token types), and the teacher's own family if
+            it is not.
+        freeze_positions: Keep the position embeddings fixed, as in the authors' code, which created them as fixed
+            sinusoidal embeddings and then overwrote their values with BERT's. A model with rotary positions has
+            none, and is refused.
         from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,
             the --output of a run, or a name on the Hub. It keeps its own shape, and must have the teacher's
             vocabulary.

@@ -44,8 +44,8 @@ class Span(NamedTuple):
         words += [part for part in parts if isinstance(part, str)]
         return (
             f"{describe_losses(self.losses)}; trains {' and '.join(words) if parts else 'everything'}"
-            + (", each layer on the teacher's own input" if self.stage.teacher_forced else "")
-            + (f", in the arithmetic of {self.stage.quantize}" if self.stage.quantize else "")
+            + (", each layer by itself, on the teacher's hidden states" if self.stage.teacher_forced else "")
+            + (f", quantization-aware for {self.stage.quantize}" if self.stage.quantize else "")
         )
 
 

@@ -83,12 +83,12 @@ def check(options) -> None:
     if not recipe.losses.mlm:
         raise UserError(
             "losses.mlm = 0: the demo also trains its student without the teacher, by the masked-LM loss alone, and "
-            "compares guesses at [MASK]; set it above 0, or use distill"
+            "compares predictions at [MASK]; set it above 0, or use distill"
         )
     if not recipe.need_vocabulary:
         where = "stages" if recipe.data.clean_fraction < 1 else f"data.clean_fraction = {recipe.data.clean_fraction:g}"
         raise UserError(
-            f"{where}: the demo compares guesses at [MASK], for which its students need masked sequences with "
+            f"{where}: the demo compares predictions at [MASK], for which its students need masked sequences with "
             "losses.kl or losses.mlm in one stage at least; change that, or use distill"
         )
     if options.from_scratch and recipe.training.micro_batch_size == "auto":

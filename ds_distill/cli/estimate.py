@@ -51,8 +51,9 @@ def add_arguments(parser) -> None:
         type=UserPath,
         nargs="+",
         default=[],
-        help="config.json or a folder with it, name in the Hugging Face cache, or a well-known name such as "
-        f"google-bert/bert-base-uncased; weights are not needed ({', '.join(FAMILIES)}); or several",
+        help="config.json or a folder that contains it, a name in the Hugging Face cache, or a well-known name such as "
+        "google-bert/bert-base-uncased; or several of these. Weights are not needed. Supported model types: "
+        f"{', '.join(FAMILIES)}",
     )
     arguments.add_corpus(
         parser,

@@ -93,8 +93,8 @@ def add_arguments(parser) -> None:
         type=UserPath,
         nargs="+",
         default=[],
-        help="text for which onnx-int8 and onnx-int8-vnni are rounded with less error, other than that of --text; "
-        "without it, each weight is rounded to the nearest",
+        help="calibration text for onnx-int8 and onnx-int8-vnni, which lowers their rounding error; use different text "
+        "from that of --text. Without it, each weight is rounded to the nearest",
     )
     push.add_arguments(parser)
 

@@ -74,7 +74,8 @@ def add_arguments(parser) -> None:
         "--mlm_fraction",
         type=float,
         default=0.0,
-        help="share of the steps that train masked LM on the text, against a drift of the encoder away from it",
+        help="share of the steps that train masked LM on the text, to keep the encoder from drifting away from "
+        "masked LM",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the heads, the order and dropout")
     parser.add_argument(

@@ -79,7 +79,7 @@ def add_arguments(parser) -> None:
         "once, and --assemble ends the work",
     )
     parser.add_argument(
-        "--assemble", action="store_true", help="make the tokens of parts that were all prepared with --part"
+        "--assemble", action="store_true", help="combine the parts, once all of them are prepared with --part"
     )
     parser.add_argument(
         "--executor",

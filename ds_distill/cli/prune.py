@@ -50,19 +50,19 @@ def add_arguments(parser) -> None:
         type=Target,
         nargs="+",
         default=[],
-        help="how many times as fast as the model the encoder is to be, such as 1.75x. If layers of the model were "
-        "pruned before, this is relative to whole layers. With --distill it may be the speeds of several cuts, in "
-        "rising order",
+        help="target speedup of the encoder over that of --model, such as 1.75x. If layers of that model were pruned "
+        "before, the speedup is relative to unpruned layers. With --distill, several speedups in rising order make "
+        "several cuts",
     )
     parser.add_argument(
         "--runtime",
         type=Runtime,
         default=Pruning.runtime,
-        help=f"where it is to be as fast: {', '.join(RUNTIMES[:-1])}, of which times are measured on this machine; or "
-        "flops, which counts operations",
+        help=f"runtime in which --target must be reached: {', '.join(RUNTIMES[:-1])}, each timed on this machine; or "
+        "flops, which counts operations instead",
     )
     parser.add_argument(
-        "--shape", type=Shape, default="1x128", help="sequences x tokens of the calls that are to be as fast"
+        "--shape", type=Shape, default="1x128", help="input shape at which --target must be reached, sequences x tokens"
     )
     parser.add_argument(
         "--uniform",
@@ -89,7 +89,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="also measure the loss of the same shapes cut by magnitude, and with the first rows kept",
+        help="also measure the loss of two other cuts to the same shapes: by magnitude, and keeping the first rows",
     )
 
     parser.add_argument(

@@ -35,8 +35,8 @@ def add_arguments(parser) -> None:
         type=UserPath,
         nargs="+",
         default=[],
-        help="--output folders of the teacher's own pretraining or fine-tunings, whose figures are the level that the "
-        "runs are compared with; by default what a distillation has measured of its teacher",
+        help="--output folders of the teacher's own pretraining or fine-tunings, whose metrics are the baseline for "
+        "the runs; by default, the metrics that a distillation has measured for its teacher",
     )
 
 

@@ -54,7 +54,7 @@ def trimmed_card(
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
         + f"{figures['text_tokens']:,} tokens uses{often}. {split}; other text is split into smaller pieces. Nothing "
         + f"was trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
-        + "parameters are left, and they have their values.\n\n"
+        + "parameters are left, with unchanged values.\n\n"
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler, loader)
         + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")
@@ -114,8 +114,8 @@ def _describe_cut(pruning: Pruning, figures: dict[str, Any]) -> str:
     sentences = []
     if pruning.hidden_size:
         sentences.append(
-            f"Its width was cut to {pruning.hidden_size}: it has the hidden coordinates of the largest activations, "
-            "and in each layer as many attention heads as fit."
+            f"Its width was cut to {pruning.hidden_size}: the hidden dimensions with the largest activations were "
+            "kept, and in each layer as many attention heads as fit."
         )
     if pruning.target > 1:
         parts = "Feed-forward columns, as many in each layer," if pruning.uniform else "Heads and feed-forward columns"

@@ -83,8 +83,8 @@ def check_quantizable(linear_rank: int | None, key: str) -> None:
     """Raise UserError, which names the setting `key`, where a model of this rank cannot train as its files compute."""
     if linear_rank is not None:
         raise UserError(
-            f"{key}: a model with linear_rank = {linear_rank} cannot be trained as a quantized file computes: the file "
-            "has other factors of the same products, which round differently; leave one of the two out"
+            f"{key}: quantization-aware training does not work with linear_rank = {linear_rank}: the exported file "
+            "holds a different factorization of the same weights, which rounds differently; leave one of the two out"
         )
 
 

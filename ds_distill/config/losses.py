@@ -24,14 +24,14 @@ class Match:
             and "value" vectors with themselves (all three by default), and "query_key", the attention maps (not of a
             DeBERTa, whose attention is not query · key alone). For attention: "query_key" (the default).
         layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
-            initialized from), "span_ends" (with the last of the teacher's layers that it stands for, the one before
-            that of the next student layer), "uniform" (TinyBERT's g(m): of each of the teacher's equal groups of
-            layers the last), or a list of pairs [student layer, teacher layer], counted from 0.
+            initialized from), "span_ends" (each student layer with the last teacher layer before the one that the
+            next student layer was initialized from), "uniform" (TinyBERT's g(m): the last layer of each of the
+            teacher's equal groups of layers), or a list of pairs [student layer, teacher layer], counted from 0.
         weight: Weight of the term, which is a mean over real tokens, summed over the layer pairs and over what is
             compared.
-        heads: For relation: the number of relation heads, which may be any divisor of both widths. By default there
-            are as many as give the teacher's heads a width of 16 or a little more (48 for a width of 768); where
-            query_key is compared, as many as there are attention heads.
+        heads: For relation: the number of relation heads, which may be any divisor of both widths. By default, it is
+            chosen so that each of the teacher's relation heads is 16 or slightly more dimensions wide (48 heads for a
+            width of 768); where query_key is compared, it is the number of attention heads.
         normalize: For cosine and mse: divide both by the teacher's standard deviation of each dimension, which is
             measured on the first batches of the run.
     """
@@ -155,8 +155,9 @@ class Stage:
             layers that this student layer stands for. The span ends at the layer that the terms in losses.match pair
             it with, and begins after that of the student layer below. For terms of hidden states, without kl and mlm.
         learning_rate: Peak learning rate of this stage; that of `training` by default.
-        quantize: Compute as the exported file of this format does, with weights rounded, and for int8 activations too,
-            so that the student learns to be right when it is rounded; none by default.
+        quantize: Quantization-aware training: compute as the exported file of this format does, with rounded weights
+            and, for int8, rounded activations, so that the student learns to be accurate after quantization; none by
+            default.
     """
 
     share: float = field(metadata={"limits": (0, 1), "word": "", "each": False})

@@ -34,8 +34,9 @@ class Training:
         global_batch_size: Sequences per optimizer step, over all ranks and accumulation steps.
         micro_batch_size: Maximum number of sequences per rank and forward pass. The run uses the largest
             number up to this one that divides a rank's share of the global batch, and accumulates the
-            gradients of several micro-batches. Where the ranks cannot have equal shares, rows that no loss
-            counts fill up the smaller ones. "auto": the largest micro-batch that fits in memory (distill only).
+            gradients of several micro-batches. Where the ranks cannot have equal shares, the smaller shares are
+            topped up with filler rows, which no loss counts. "auto": the largest micro-batch that fits in memory
+            (distill only).
         max_tokens: Stop after this many tokens; 0: stop after `epochs`.
         epochs: Passes over the data when max_tokens is 0.
         learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero.

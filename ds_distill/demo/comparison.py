@@ -51,7 +51,7 @@ def measure(
         A row for word counts and for each model: parameters, latency, held-out figures, and `kept`, the share of the
         teacher's accuracy. The lead has the names of the figures too: nats per guess by which the first of the pair
         is below the second, and the share of guesses by which it is above. Its standard errors are those of a
-        paired comparison, because both answer the same guesses. It is empty without a pair.
+        paired comparison, because both predict the same tokens. It is empty without a pair.
     """
     training, part = TokenDataset.open(tokens, "train"), open_heldout(heldout)
     masker = make_masker(training, recipe)

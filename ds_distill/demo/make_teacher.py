@@ -175,7 +175,7 @@ It pretrains with `ds_configs/demo_teacher.yaml`: 30 million tokens, masked-LM l
 
 ## Figures
 
-At [MASK] only, {rows[1]["mask_count"]:,} guesses in held-out documentation with 15 % of the tokens masked; ± is one
+At [MASK] only, {rows[1]["mask_count"]:,} predictions in held-out documentation with 15 % of the tokens masked; ± is one
 standard error:
 
 {table(figures, columns)}

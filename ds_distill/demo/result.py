@@ -9,8 +9,8 @@ from ds_distill.reporting.closing import as_typed, format_commands
 from ds_distill.reporting.tables import aligned
 
 LEAD = """A student of half its teacher's layers was distilled on the documentation of this machine's Python packages, \
-and the same student was trained on the same batches without a teacher. Loss and accuracy count guesses at [MASK] in \
-paragraphs that none of the models has read."""
+and the same student was trained on the same batches without a teacher. Loss and accuracy count predictions at [MASK] \
+in paragraphs that none of the models has read."""
 HEADINGS = ("model", "size", "ms", "loss", "top-1 accuracy", "kept")
 
 
@@ -19,7 +19,7 @@ def show(summary: dict, output: Path) -> None:
     rows = summary["rows"]
     print(f"\n{aligned([HEADINGS, *map(_cells, rows)])}\n")
     note = (
-        f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one "
+        f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} predictions at [MASK] in held-out text; ± is one "
         f"standard error. Size: parameters. ms: {latency_of(rows)}. Kept: the share of the teacher's accuracy."
     )
     print(f"{textwrap.fill(note, 79)}\n")
@@ -54,7 +54,7 @@ def lead_sentence(summary: dict) -> str:
         return ""
     where = "ahead of" if lead >= 0 else "behind"
     return (
-        f"On the same guesses, the distilled student is {100 * abs(lead):.1f} ± {100 * error:.1f} points of accuracy "
+        f"At the same positions, the distilled student is {100 * abs(lead):.1f} ± {100 * error:.1f} points of accuracy "
         f"{where} the one without a teacher, which is {abs(lead) / error:.1f} standard errors."
     )
 

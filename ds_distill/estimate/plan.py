@@ -112,7 +112,8 @@ def plan(
             )
     if recipe.stages:
         notes.append(
-            "Memory, and a rate that was not measured here, are as if every part of the student always learned."
+            "Memory and (unless it was measured here) the rate are estimated as if every part of the student were "
+            "trained in every stage."
         )
     steps = math.ceil(total_tokens / step_tokens) if total_tokens else None
     estimate = {

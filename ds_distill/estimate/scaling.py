@@ -122,12 +122,12 @@ def verdict(found: list[Scale], sequences: int) -> str:
     last = max((row.devices for row in found if row.share >= PAYS), default=1)
     beyond = next((row for row in found if row.devices > last), None)
     if beyond is None:
-        reason = f"a step has only {sequences:,} sequences" if last * 2 > sequences else "more were not looked at"
-        return f"Up to {last:,} devices pay; {reason}."
+        reason = f"a step has only {sequences:,} sequences" if last * 2 > sequences else "more were not estimated"
+        return f"Adding devices is worthwhile up to {last:,}; {reason}."
     return (
-        f"Up to {last:,} devices pay: on {beyond.devices:,}, each would do {beyond.share:.0%} of what it does alone, "
-        f"because a step computes {beyond.compute_ms:,.1f} ms and waits {beyond.communication_ms:,.1f} ms for the "
-        "network. A larger training.global_batch_size moves this limit."
+        f"Adding devices is worthwhile up to {last:,}: with {beyond.devices:,}, each would run at {beyond.share:.0%} "
+        f"of its speed alone, because a step computes for {beyond.compute_ms:,.1f} ms and waits "
+        f"{beyond.communication_ms:,.1f} ms for the network. A larger training.global_batch_size moves this limit."
     )
 
 

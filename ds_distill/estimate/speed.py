@@ -61,7 +61,7 @@ def find_speed(
     if filled:
         notes.append(
             f"{ranks} ranks cannot have equal shares of training.global_batch_size = {batch}: {filled:.1%} of the "
-            "computed rows only fill up the smaller ones."
+            "computed rows are filler rows that top up the smaller shares."
         )
     if gpu is None:
         sequences = min(micro_batch_size, 4) if estimator.device.type == "cpu" else micro_batch_size
@@ -105,7 +105,7 @@ def find_speed(
     if ranks > 1:
         basis += f", × {ranks} devices"
         notes.append(
-            "Training on several GPUs was not measured: the rate is that of one times their number, and "
+            "Training on several GPUs was not measured: the rate is that of one GPU, multiplied by their number, and "
             f"{_NOT_COUNTED}."
         )
     recipe = estimator.recipe

@@ -245,9 +245,9 @@ def _check_agreement(name: str, format: Format, figures: dict) -> None:
     """Raise UserError where a format keeps too few of PyTorch's clear first choices."""
     if figures.get("clear_positions", 0) >= ENOUGH and figures["clear_agreement"] < format.least:
         raise UserError(
-            f"--format {name}: keeps only {100 * figures['clear_agreement']:.0f} % of PyTorch's clear first choices; "
-            f"{100 * format.least:.0f} % is the least; train the last steps with quantize: onnx-int4, or export "
-            "onnx-int8"
+            f"--format {name}: where PyTorch's top-1 prediction is clear, only {100 * figures['clear_agreement']:.0f} "
+            f"% of the predictions agree with it; at least {100 * format.least:.0f} % must; train the last steps with "
+            "quantize: onnx-int4, or export onnx-int8"
         )
 
 

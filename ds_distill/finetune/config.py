@@ -43,16 +43,18 @@ class FinetuneConfig:
             0.5.
         teacher_weights: Weights of several teachers, in the order of --teacher, in the mean of their soft targets,
             divided by their sum; default: equal weights.
-        match: Terms that compare what lies inside the student and its fine-tuned teacher, as losses.match; none by
-            default. The teacher, of several the first, then runs in every step.
+        match: Additional loss terms that compare hidden states, embeddings or attention of the student with those of
+            its fine-tuned teacher, as in losses.match; none by default. The teacher (the first of several) then runs
+            in every step.
         layers_first: Share of the steps, at the start of the run, in which only `match` is learned, before soft
             targets and labels.
         augmented_copies: Number of copies of each training example that are read of --augmented; 0 means all.
         average_weights: Share of the steps, at the end of the run, over which the weights are averaged;
             the saved model has their mean. 0.33 averages the last third of the steps, and 0 nothing.
-        quantize: Compute in the last steps as the exported file of this format does, with weights rounded, and for
-            int8 activations too, so that the model learns to be right when it is rounded; none by default.
-        quantize_share: The share of the steps, at the end of the run, in which `quantize` does so.
+        quantize: Quantization-aware training: compute in the last steps as the exported file of this format does, with
+            rounded weights and, for int8, rounded activations, so that the model learns to be accurate after
+            quantization; none by default.
+        quantize_share: Share of the steps, at the end of the run, that `quantize` applies to.
         precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
             CPU where a probe shows that it is faster, else fp32.
     """

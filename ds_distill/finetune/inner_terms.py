@@ -59,9 +59,9 @@ class InnerTerms:
             is_term = entry.loss in (*LOSSES, *HEAD_LOSSES) and entry.quantities != ["embeddings"]
             if is_term and layer_map is None and entry.layers in ("mapped", "span_ends"):
                 raise UserError(
-                    f"{KEY}[{index}].layers = {entry.layers}: from which of the teacher's layers the model's started "
-                    "is not known: from none, or the model is not in the folder of its distillation; give that folder, "
-                    "or layers: uniform, last or pairs such as [[0, 1], [1, 3]]"
+                    f"{KEY}[{index}].layers = {entry.layers}: the teacher layers that the model's layers were "
+                    "initialized from are not known: either there are none, or the model is not in the folder of its "
+                    "distillation; give that folder, or layers: uniform, last or pairs such as [[0, 1], [1, 3]]"
                 )
         losses = replace(Losses(), kl=0.0, mlm=0.0, cosine=0.0, match=list(match))
         try:

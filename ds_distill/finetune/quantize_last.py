@@ -27,5 +27,6 @@ class QuantizeLast(TrainerCallback):
             fake_quantize(self.model, self.format)
             self.quantized = True
             log_event(
-                f"step {state.global_step:,} of {state.max_steps:,}: computing as {self.format} does from here on"
+                f"step {state.global_step:,} of {state.max_steps:,}: quantization-aware training for {self.format} "
+                "from here on"
             )

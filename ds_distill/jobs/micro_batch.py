@@ -36,7 +36,7 @@ def with_resolved_micro_batch(recipe: Recipe, teachers: Sequence[ModelFolder], r
     if filled > NOTABLE_FILL:
         lines.append(
             f"training.global_batch_size = {t.global_batch_size} on {ranks} ranks: {filled:.0%} of the computed rows "
-            "only fill up the smaller shares; another number of ranks is faster"
+            "are filler rows that top up the smaller shares; another number of ranks is faster"
         )
     for line in lines:
         log_once(line, line)  # once for all runs of a job

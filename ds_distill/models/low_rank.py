@@ -74,7 +74,7 @@ def factor_linears(model: PreTrainedModel, rank: int, moments: Mapping[str, Tens
     Args:
         model: The model, on the CPU.
         rank: The rank.
-        moments: As `input_moments` returns them; None for inputs that are alike in all directions, as is enough where
+        moments: As `input_moments` returns them; None for isotropic inputs, which are enough where
             the weights are products of factors of this rank.
 
     Raises:

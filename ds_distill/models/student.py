@@ -163,8 +163,8 @@ def _factor(student: PreTrainedModel, rank: int, sample: Sequence[Tensor] | None
     with spinner("factoring the student's linear layers"):
         errors = factor_linears(student, rank, input_moments(student, run) if sample else None).values()
     error = sum(errors) / len(errors)
-    inputs = "" if sample else ", of inputs that are alike in all directions, since there is no text to take them from"
-    log(f"student: factors of rank {rank} change what its linear layers put out by {error:.1%} (mean square){inputs}")
+    inputs = "" if sample else ", for isotropic inputs, since there is no text to take real ones from"
+    log(f"student: factors of rank {rank} change the outputs of its linear layers by {error:.1%} (mean square){inputs}")
 
 
 def _new_model(config: PretrainedConfig, seed: int, head: bool) -> PreTrainedModel:

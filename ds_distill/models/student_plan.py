@@ -154,8 +154,8 @@ def plan_student(
         heads = dims.heads * hidden // dims.width
     if student.rotary and head % 2:
         raise UserError(
-            f"{cause}: the teacher's heads have {head} dimensions, and positions of {with_article(student.name)} turn "
-            "pairs of them; choose another class"
+            f"{cause}: the teacher's heads have {head} dimensions, but the rotary positions of "
+            f"{with_article(student.name)} need an even number; choose another class"
         )
     inner = dims.feed_forward * hidden // dims.width if intermediate_size is None else intermediate_size
     if inner < 1 or (has_layers and inner > dims.feed_forward):

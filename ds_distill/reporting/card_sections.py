@@ -63,8 +63,8 @@ print(output.last_hidden_state.shape)  # one text, its tokens, the hidden size
 """
 # A folder of pruned layers; the example begins with the code of models.loader_text.
 LOADS = (
-    "Its layers have shapes of their own, with which no stock class is built. `ds_distill.load` loads it and so does "
-    "every command of ds-distill; so do these lines in transformers 5, without ds-distill:\n\n"
+    "Its layers have individual shapes, which no stock class of transformers can represent. Load it with "
+    "`ds_distill.load` or any command of ds-distill or, without ds-distill, with these lines in transformers 5:\n\n"
 )
 LOADED = 'print(model(**tokenizer({given}, return_tensors="pt"))[0].shape)\n'
 INPUTS = {

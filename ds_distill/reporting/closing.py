@@ -116,16 +116,16 @@ def _kept(summary: Mapping[str, Any]) -> dict[str, str]:
     if kept is None:
         return {}
     if guesses < FEW_GUESSES:
-        return {"kept": f"{guesses} guesses tell too little"}
+        return {"kept": f"{guesses} predictions are too few to tell"}
     own, teachers = (summary.get(f"{whose}heldout_mask_accuracy") or 0.0 for whose in ("", "teacher_"))
     errors = [summary.get(f"{whose}heldout_mask_accuracy_se") or 0.0 for whose in ("", "teacher_")]
     # both guess at the same words, which makes the true error smaller
     error = kept * sum((e / a) ** 2 for e, a in zip(errors, (own, teachers), strict=True) if a) ** 0.5
     remark = ""
     if teachers < KNOWS_LITTLE:
-        remark = f", which is low on this text ({teachers:.1%}), so that it says little"
+        remark = f"; this says little, because the teacher's accuracy is low on this text ({teachers:.1%})"
     elif own < (summary.get("start_heldout_mask_accuracy") or 0.0):
-        remark = ", less than at the start: give it more tokens"
+        remark = "; the student's accuracy is lower than at the start: train it on more tokens"
     return {"kept": f"{100 * kept:.1f} ± {100 * error:.1f} % of the teacher's accuracy{remark}"}
 
 

@@ -25,9 +25,9 @@ INTERVAL = (
     "once per student."
 )
 SHARES = (
-    "Each model's score as a share of its teacher's, and what it has above the constant answer's score as a share of "
-    "what the teacher has above it. The constant answer is the one that scores best on the training labels if it is "
-    "given to every example. Intervals, means and seeds are those of the paired comparisons. There is no share where "
+    "Each model's score as a share of its teacher's, and its margin over the constant answer's score as a share of the "
+    "teacher's margin. The constant answer is the one that scores best on the training labels if it is given to every "
+    "example. Intervals, means and seeds are those of the paired comparisons. There is no share where "
     f"the teacher is not above the constant answer in {100 * CONFIDENCE:.0f} % of the draws."
 )
 

@@ -87,7 +87,7 @@ class TrackerProcesses:
         for name, process in self._processes.items() if finished else ():
             if process.returncode != 0:
                 command = f"echo finished | python -m ds_distill.tracking.worker {name} {shlex.quote(str(self.folder))}"
-                log(f"{name} has not taken all figures; this sends the rest: {command}")
+                log(f"{name} has not received all metrics; to send the rest, run {command}")
 
     def _give_up(self, error: OSError) -> None:
         log(f"{error.filename or self.folder}: {error.strerror}; the run continues without {', '.join(self._names)}")

@@ -119,7 +119,7 @@ class Metrics:
         if count is not None and count < FEW_GUESSES and name not in self._warned:
             self._warned.add(name)
             where = f" in {name}" if name else ""
-            log(f"warning: {count} guesses at [MASK]{where} say little; see --heldout for more")
+            log(f"warning: {count} predictions at [MASK]{where} say little; add held-out text with --heldout")
         rarely = ("kept_", "random_") if has_guesses(figures) else ()
         shown = {
             key: value

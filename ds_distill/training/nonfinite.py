@@ -53,8 +53,8 @@ class NonFiniteGuard:
                 )
             raise UserError(
                 f"step {step + 1}: {self.consecutive} steps in a row were not finite (training.max_skipped), the last: "
-                f"{what}. {remedy}. The checkpoints in {self.folder} are from before; without the newest, the same "
-                "command goes further back"
+                f"{what}. {remedy}. The checkpoints in {self.folder} were written before these steps; to resume from "
+                "an earlier one, remove the newest and repeat the command"
             )
 
     def _where(self, step: int, result: StepResult) -> str:

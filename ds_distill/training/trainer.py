@@ -369,6 +369,6 @@ def explain_training_memory(training: Training, config: PretrainedConfig):
     ways += ["training.gradient_checkpointing = true"] if could_recompute(config, training) else []
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
     return explain_out_of_memory(
-        f"training.micro_batch_size = {size}: try {', or '.join(ways)}; `ds-distill estimate` shows what takes it. "
-        "With one of the first, the run resumes from its last checkpoint"
+        f"training.micro_batch_size = {size}: try {', or '.join(ways)}; `ds-distill estimate` shows what uses the "
+        "memory. With any of these but a higher ZeRO stage, the run resumes from its last checkpoint"
     )

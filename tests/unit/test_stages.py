@@ -108,8 +108,7 @@ def test_stages_in_words():
     recipe.check()
     first, second = spans_of(recipe, 1001)
     assert first.describe() == "steps 1 to 500: 1 × mse; trains layer 0 and head"
-    assert (
-        second.describe()
-        == "steps 501 to 1,001: 5 × KL + 2 × masked LM + 1 × cosine; trains everything, in the arithmetic of onnx-int8"
+    assert second.describe() == (
+        "steps 501 to 1,001: 5 × KL + 2 × masked LM + 1 × cosine; trains everything, quantization-aware for onnx-int8"
     )
     assert math.isclose(sum(share for share, _ in recipe.losses_by_share()), 1)

@@ -151,7 +151,9 @@ def test_where_more_gpus_stop_paying_is_told_in_eighty_columns(capsys):
     assert main(["estimate", *words.split(), "--ranks", "64"]) == 0
     *printed, last = capsys.readouterr().out.splitlines()
     scaling = json.loads(last)["scaling"]
-    assert scaling["verdict"] in " ".join(printed) and re.match(r"Up to \d+ devices pay: on \d+, ", scaling["verdict"])
+    assert scaling["verdict"] in " ".join(printed) and re.match(
+        r"Adding devices is worthwhile up to \d+: with \d+, ", scaling["verdict"]
+    )
     start = next(number for number, line in enumerate(printed) if line.startswith("A step on more devices"))
     end = next(number for number, line in enumerate(printed) if line.startswith("What to expect"))
     assert max(map(len, printed[start:end])) <= 80 and "sends 40 GB/s" in printed[start]

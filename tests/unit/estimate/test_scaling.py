@@ -32,7 +32,8 @@ def test_devices_pay_until_the_network_takes_half():
     assert by_devices[64].share == pytest.approx(0.78, abs=0.01)
     assert [row.share for row in rows] == sorted((row.share for row in rows), reverse=True)
     assert [row.share >= PAYS for row in rows] == [True] * (len(rows) - 1) + [False]
-    assert verdict(rows, 4096).startswith(f"Up to {rows[-2].devices} devices pay: on {rows[-1].devices}, each would do")
+    expected = f"Adding devices is worthwhile up to {rows[-2].devices}: with {rows[-1].devices}, each would run at"
+    assert verdict(rows, 4096).startswith(expected)
     faster = scales(4096, lambda n: scale(n, 4096, 512, 32, lambda sequences: 568_000.0, exchange, 400.0))
     assert len(faster) > len(rows), "a faster network serves more devices"
 
@@ -43,4 +44,4 @@ def test_no_more_devices_than_sequences():
 
     rows = scales(6, one)
     assert [row.devices for row in rows] == [1, 2, 4] and one(4).compute_ms == pytest.approx(2 * 128)
-    assert verdict(rows, 6) == "Up to 4 devices pay; a step has only 6 sequences."
+    assert verdict(rows, 6) == "Adding devices is worthwhile up to 4; a step has only 6 sequences."

@@ -217,7 +217,10 @@ def traced_before(exported, monkeypatch):
 def test_four_bits_that_reverse_the_choices_are_refused(student, traced_before, tmp_path, monkeypatch):
     """What was written before is recorded all the same."""
     monkeypatch.setitem(FORMATS, "onnx-int4", dataclasses.replace(FORMATS["onnx-int4"], least=1.01))
-    with pytest.raises(UserError, match="--format onnx-int4: keeps only .* % is the least; train the last steps with"):
+    with pytest.raises(
+        UserError,
+        match="--format onnx-int4: where PyTorch.* agree with it; at least .* % must; train the last steps with",
+    ):
         export_formats(str(student), ["onnx", "onnx-int4"], tmp_path / "out", text=[])
     assert [file.name for file in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
     assert list(json.loads((tmp_path / "out" / "formats.json").read_text())) == ["onnx"]

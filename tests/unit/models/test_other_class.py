@@ -224,7 +224,7 @@ def test_positions_that_a_student_takes_over_can_be_frozen_and_others_cannot():
 
 def test_rotary_positions_need_heads_of_an_even_size():
     odd = BertConfig(vocab_size=300, hidden_size=33, num_attention_heads=3, intermediate_size=64, num_hidden_layers=2)
-    with pytest.raises(UserError, match="student.family = modernbert: the teacher's heads have 11 dimensions, and"):
+    with pytest.raises(UserError, match="student.family = modernbert: the teacher's heads have 11 dimensions, but"):
         plan_student(odd, family="modernbert")
 
 

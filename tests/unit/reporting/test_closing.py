@@ -66,14 +66,14 @@ def test_the_result_of_a_run_is_a_table(tmp_path):
     summary["kept"] = share_kept(summary["heldout_mask_accuracy"], summary["teacher_heldout_mask_accuracy"])
     table, facts = training_result(summary, "r")
     assert table.splitlines()[3] == "the teacher              2.500 ± 0.250  25.0 ± 1.0 %"
-    assert facts.startswith("kept     40 guesses tell too little\n")
+    assert facts.startswith("kept     40 predictions are too few to tell\n")
     _, facts = training_result(summary | {"heldout_mask_count": 100}, "r")
     # a standard error of 0.01 is 8 % of 12.5 %, and 4 % of 25 %
     assert facts.startswith("kept     50.0 ± 4.5 % of the teacher's accuracy\n")
     _, facts = training_result(summary | {"heldout_mask_count": 100, "start_heldout_mask_accuracy": 0.2}, "r")
-    assert "teacher's accuracy, less than at the start" in facts
+    assert "teacher's accuracy; the student's accuracy is lower than at the start" in facts
     _, facts = training_result(summary | {"heldout_mask_count": 100, "teacher_heldout_mask_accuracy": 0.05}, "r")
-    assert "teacher's accuracy, which is low on this text (5.0%), so that it says little" in facts
+    assert "teacher's accuracy; this says little, because the teacher's accuracy is low on this text (5.0%)" in facts
 
 
 def test_the_share_kept_is_of_a_teacher_that_knows_something():

@@ -132,7 +132,7 @@ def test_a_tracker_that_fails_ends_no_run_and_its_command_sends_the_rest(tmp_pat
     assert "ConnectionError" in (tmp_path / "a run" / "trackers" / "trackio.log").read_text()
     (tmp_path / "broken").unlink()
     (tmp_path / "taken").unlink()
-    command = output.err.partition("this sends the rest: ")[2].replace("python", sys.executable, 1)
+    command = output.err.partition("to send the rest, run ")[2].replace("python", sys.executable, 1)
     subprocess.run(command, shell=True, check=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert (tmp_path / "taken").read_text().split()[-2:] == ["2", "3"]
 
