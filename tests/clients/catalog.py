@@ -143,7 +143,7 @@ def _clients() -> Iterator[Client]:
         "javascript",
         "transformers_js.html",
         "the same, on WebAssembly",
-        formats=(*ONNX, *ONNX_INT4),
+        formats=ONNX,
         in_page=True,
         cuts_last=True,
     )
