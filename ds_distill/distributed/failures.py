@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ds_distill.distributed.host_names import unresolved_reason
 from ds_distill.utils.console import log_once
 
 WAIT = 6.0  # seconds in which the rank that failed first can end the others; their heartbeats ask every two
@@ -48,10 +49,8 @@ def _interfaces(variable: str) -> str:
 
 def _first_rank() -> str:
     address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    try:
-        socket.getaddrinfo(address, None)
-    except OSError as error:
-        return f" at {address}:{port}, since this host cannot resolve MASTER_ADDR = {address} ({error.strerror})"
+    if reason := unresolved_reason(address):
+        return f" at {address}:{port}, since this host cannot resolve MASTER_ADDR = {address} ({reason})"
     return f" at MASTER_ADDR = {address}, MASTER_PORT = {port}"
 
 

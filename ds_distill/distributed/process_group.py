@@ -18,6 +18,7 @@ from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_exten
 from ds_distill.distributed.agent_store import join_attempt, uses_agent_store
 from ds_distill.distributed.code_version import check_same_code, describe_code
 from ds_distill.distributed.heartbeat import Heartbeat
+from ds_distill.distributed.host_names import unresolved_reason
 from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError, get_message
@@ -79,11 +80,8 @@ def _report_long_wait(seconds: float = 15.0) -> Iterator[None]:
     )
 
     def show() -> None:
-        try:
-            socket.getaddrinfo(address, None)
-            hint = ""
-        except OSError as error:
-            hint = f"; this host cannot resolve MASTER_ADDR = {address} ({error.strerror})"
+        reason = unresolved_reason(address)
+        hint = f"; this host cannot resolve MASTER_ADDR = {address} ({reason})" if reason else ""
         print(line + hint, file=sys.stderr, flush=True)
 
     timer = threading.Timer(seconds, show)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds_distill.distributed.host_names import unresolved_reason
 from ds_distill.utils.errors import UserError
 
 
@@ -163,9 +163,7 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
         if environment.get("SLURM_STEP_NUM_NODES") == "1":
             return "127.0.0.1"
         host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError:  # names of nodes need not be those of hosts; a batch script runs srun on the first node
+        if unresolved_reason(host):  # names of nodes need not be those of hosts; a batch script runs srun on the first
             host = environment.get("SLURM_LAUNCH_NODE_IPADDR", host)
         if host:
             return host
