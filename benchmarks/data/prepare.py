@@ -34,13 +34,12 @@ import json, sys, time
 from pathlib import Path
 from ds_distill.data.prepare import prepare
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.utils.memory import peak_resident
 tokenizer = load_tokenizer(sys.argv[1])
 began = time.perf_counter()
 prepare([sys.argv[2]], tokenizer, Path(sys.argv[3]), sequence_length=128, heldout_fraction=0.02, seed=0, workers=1)
 seconds = time.perf_counter() - began
-# not getrusage's ru_maxrss: a process that is forked has it from its parent, which holds all of the text
-peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "peak_mb": int(peak.split()[1]) * 1024 / 1e6}))
+print(json.dumps({"seconds": seconds, "peak_mb": peak_resident() / 1e6}))
 """
 MAP = """
 import json, sys, time

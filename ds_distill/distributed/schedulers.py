@@ -163,7 +163,8 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
         if environment.get("SLURM_STEP_NUM_NODES") == "1":
             return "127.0.0.1"
         host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
-        if unresolved_reason(host):  # names of nodes need not be those of hosts; a batch script runs srun on the first
+        # names of nodes need not be those of hosts; a batch script runs srun on the first node
+        if unresolved_reason(host):
             host = environment.get("SLURM_LAUNCH_NODE_IPADDR", host)
         if host:
             return host

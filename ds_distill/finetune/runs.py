@@ -65,7 +65,8 @@ def finetune(
         (medians), `seeds` (those of each run), `constant` (those of the constant answer, see
         `tasks.dev_outputs`), and the folder of the representative model, the one at the median.
     """
-    tokenizer = find_model_folder(model, "--model").tokenizer
+    folder = find_model_folder(model, "--model")
+    tokenizer = folder.tokenizer
     task_data = load_data(task, data)
     task = task_data.task
     rows = read_augmented(Path(augmented), task_data, points) if augmented else None
@@ -80,7 +81,7 @@ def finetune(
     layer_map = _find_layer_map(model)
     for point in points:
         if point.quantize:
-            check_quantizable(find_model_folder(model, "--model").linear_rank, "finetune.quantize")
+            check_quantizable(folder.linear_rank, "finetune.quantize")
         if point.match and task_teachers is None:
             raise UserError("finetune.match: --teacher is missing; give a model that is fine-tuned on the task")
         if point.match and task_teachers:  # a mistake is told before anything is computed
@@ -96,7 +97,7 @@ def finetune(
         if finished := finished_before(output, points, seeds):
             return finished
         origin = provenance.from_model(
-            find_model_folder(model, "--model").path,
+            folder.path,
             datasets=[] if data or task.own else [task.hub[0]],
             hardware=provenance.describe_hardware(),
             versions=provenance.describe_versions(),

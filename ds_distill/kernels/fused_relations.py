@@ -85,15 +85,15 @@ def fused_score_error(
         a, b = _vectors(student, sequence, tokens, dtype)
         t_a, t_b = _vectors(teacher, sequence, tokens, dtype)
         d_a, d_b = (None if d is None else torch.empty_like(a) for d in d_student)
+        seen = max(1, a.shape[1]) if per_token else 1  # as many for each token of the group
         heads = max(1, TILE[device.type] // 8 // max(1, a.shape[1] * (a.shape[2] + t_a.shape[2])))
         for first in range(0, len(a), heads):
             part = slice(first, first + heads)
             value, *gradients = _score_error(a[part], b[part], t_a[part], t_b[part])
-            seen = a.shape[1] if per_token else 1  # as many for each token of the group
-            loss += value / max(1, seen)
+            loss += value / seen
             for d, gradient in zip((d_a, d_b), gradients, strict=True):
                 if d is not None:
-                    d[part] = gradient.div_(max(1, seen))
+                    d[part] = gradient / seen
         if d_a is not None and d_b is not None and d_student[0] is d_student[1]:
             d_a += d_b
         _write(d_student, (d_a, d_b), sequence, tokens)

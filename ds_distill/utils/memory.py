@@ -57,6 +57,11 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """Return the most bytes this process has had in memory so far."""
     with contextlib.suppress(OSError, StopIteration):
         # getrusage has the peak of the process that started this one, where that is larger
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -256,17 +256,16 @@ def test_a_broken_tokenizer(folder, file, content):
 
 
 READ = """
-import pathlib, re, sys
+import sys
 from ds_distill.data.readers import read
 from ds_distill.data.sources import split_inputs
-def peak():  # getrusage would give the peak of the process that has started this one
-    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
-before = peak()
+from ds_distill.utils.memory import peak_resident
+before = peak_resident()
 count = longest = 0
 for piece in split_inputs([sys.argv[1]]):
     for document in read(piece):
         count, longest = count + 1, max(longest, len(document.text))
-print(count, longest, (peak() - before) // 1024)
+print(count, longest, (peak_resident() - before) // 2**20)
 """
 
 

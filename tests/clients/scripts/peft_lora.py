@@ -61,8 +61,8 @@ def train(model, tokenizer, inputs, task):
         optimizer.zero_grad()
         losses.append(loss.item())
     model.eval()
-    if not min(losses) < losses[0]:  # the last one may be higher, at this learning rate
-        raise ValueError(f"the loss did not fall: {losses}")
+    if not losses[-1] < losses[0]:
+        raise ValueError(f"the loss did not fall: {losses[0]:.3g}, {losses[-1]:.3g}")
 
 
 def label(number, task):

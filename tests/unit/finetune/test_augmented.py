@@ -51,10 +51,11 @@ def world(tmp_path_factory):
                 rows.append({"sentence1": first, "sentence2": second, "label": label})
         for split in ("train", "validation"):
             if name == "ner":
-                tagged = [[*row["sentence1"].split()] for row in rows]
-                lines = [f"{word} {'B-place' if word in words else 'O'}" for row in tagged for word in [*row, ""]]
-                text = "\n".join(line if line[0] != " " else "" for line in lines)
-                (folder / name / f"{split.replace('validation', 'dev')}.conll").write_text(text)
+                tagged = [
+                    "\n".join(f"{word} {'B-place' if word in words else 'O'}" for word in row["sentence1"].split())
+                    for row in rows
+                ]
+                (folder / name / f"{split.replace('validation', 'dev')}.conll").write_text("\n\n".join(tagged))
             else:
                 (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         made, task = folder / f"{name}_augmented", find_task(name, str(folder / name))
