@@ -1,10 +1,9 @@
-"""Load every kind of export in the programs that users load them into, and compare with PyTorch.
+"""Load every kind of export in the programs that users load them into, and compare their answers.
 
 The exports are made by ds-distill's own commands from small teachers. Each client has an
 environment of its own, from the package indexes of Python and npm. Environments, exports and
 results are kept, so that a second call continues where the first one stopped, and a single client
-can be run again. The exit status is 1 if an export cannot be made or a client's answers differ from
-PyTorch's.
+can be run again. The exit status is 1 if an export cannot be made or a client's answers differ.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness.machine import describe
 from tests.clients.catalog import CLIENTS, get_checks
-from tests.clients.compare import too_alike
+from tests.clients.compare import PYTORCH, too_alike
 from tests.clients.exports import EXPORTS, make_exports, product_stamp
 from tests.clients.reference import write_reference
 from tests.clients.report import failures, page_section, write_section
@@ -69,17 +68,17 @@ def main(words: list[str]) -> int:
     needed = [
         name for name in EXPORTS if any(export.name == name for client in clients for export, _ in get_checks(client))
     ]
-    folders, unmade = make_exports(needed, folder, say)
+    made, unmade = make_exports(needed, folder, say)
     references = {}
-    for name, export_folder in folders.items():
+    for name, output in made.items():
         export = EXPORTS[name]
         weights = (
-            export_folder
-            if export.made_by != "encoder"
-            else make_exports([export.source], folder, say)[0][export.source]
+            output if export.made_by != "encoder" else make_exports([export.source], folder, say)[0][export.source]
         )
-        references[name] = write_reference(export, export_folder, weights, folder / "references" / f"{name}.json")
-        if why := too_alike(references[name]["answers"]):
+        references[name] = write_reference(
+            export, Path(output.folder), Path(weights.folder), folder / "references" / f"{name}.json"
+        )
+        if why := too_alike(references[name]["answers"][PYTORCH]):
             raise AssertionError(f"{name}: {why}: these would not show whether a client is right")
     rows = []
     for client in clients:
@@ -88,12 +87,13 @@ def main(words: list[str]) -> int:
         mark = client_stamp(client, stamp)
         row = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() and not options.again else {}
         if row.get("stamp") != mark or row["not_run"] is not None:
-            row = run_client(client, environments, folders, references, kept.with_suffix(".log"), say) | {"stamp": mark}
+            row = run_client(client, environments, made, references, kept.with_suffix(".log"), say) | {"stamp": mark}
             kept.write_text(json.dumps(row, indent=1), encoding="utf-8")
         rows.append(row)
         say(f"  {_outcome(row)}")
     head = f"Run on {datetime.date.today():%Y-%m-%d} with `python -m tests.clients`: {describe(torch.device('cpu'))}."
-    section = page_section(rows, unmade, head)
+    refused = {name: output.refused for name, output in made.items() if output.refused}
+    section = page_section(rows, unmade, refused, head)
     print(section)
     page = options.table or (None if options.clients else PAGE)
     if page:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import ds_distill
@@ -39,6 +40,20 @@ class Export:
     made_by: str
     pairs: bool = False
     finetuned_on: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the product has made for an export.
+
+    Args:
+        folder: Its folder.
+        refused: The product's message by format that it refused, because four bits cost this tiny
+            model too much.
+    """
+
+    folder: str
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 EXPORTS = {
@@ -74,40 +89,40 @@ def product_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
-def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Path], dict[str, str]]:
+def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Made], dict[str, str]]:
     """Make the exports `names` and their sources below `folder`, unless an earlier call has done so.
 
     Returns:
-        The folders by name, and the last line of the error by name of those that the product could
-        not make.
+        What was made, by name, and the last line of the error by name of those that the product
+        could not make.
     """
-    folders: dict[str, Path] = {}
+    made: dict[str, Made] = {}
     failed: dict[str, str] = {}
     _write_text_and_tasks(folder)
 
     def make(name: str) -> None:
         export = EXPORTS[name]
-        if export.made_by in ("finetune", "encoder") and export.source not in folders | failed:
+        if export.made_by in ("finetune", "encoder") and export.source not in made | failed:
             make(export.source)
-        if name in folders or name in failed:
+        if name in made or name in failed:
             return
         if export.source in failed:
             failed[name] = f"{export.source}, which it is made from, could not be made"
             return
-        done = folder / f"{name}.done"
+        done = folder / f"{name}.json"
         if not done.is_file():
             say(f"making the export {name}")
             try:
-                done.write_text(str(_make(export, folder, folders)), encoding="utf-8")
+                done.write_text(json.dumps(asdict(_make(export, folder, made))), encoding="utf-8")
             except _CommandFailed as error:
                 failed[name] = str(error)
                 say(f"  failed: {error}")
                 return
-        folders[name] = Path(done.read_text(encoding="utf-8"))
+        made[name] = Made(**json.loads(done.read_text(encoding="utf-8")))
 
     for name in names:
         make(name)
-    return {name: folders[name] for name in names if name in folders}, {
+    return {name: made[name] for name in names if name in made}, {
         name: failed[name] for name in names if name in failed
     }
 
@@ -116,13 +131,10 @@ class _CommandFailed(Exception):
     """The failure of one of the product's commands: which one, and its last line."""
 
 
-def _make(export: Export, folder: Path, folders: dict[str, Path]) -> Path:
+def _make(export: Export, folder: Path, made: dict[str, Made]) -> Made:
     output = folder / export.name
     if export.made_by == "encoder":
-        _ds_distill(
-            "export", "--model", folders[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder"
-        )
-        return output
+        return _export(output, "--encoder", "--model", made[export.source].folder)
     if export.made_by == "finetune":
         # At this rate, a word that decides the label is learned in minutes.
         # A head that has learned nothing would give every text the same answer.
@@ -142,7 +154,7 @@ def _make(export: Export, folder: Path, folders: dict[str, Path]) -> Path:
             "--task",
             export.finetuned_on,
             "--model",
-            folders[export.source],
+            made[export.source].folder,
             "--data",
             data,
             "--output",
@@ -150,8 +162,7 @@ def _make(export: Export, folder: Path, folders: dict[str, Path]) -> Path:
             *options,
         )
         model = Path(json.loads(stdout.splitlines()[-1])["export"])
-        _ds_distill("export", "--model", model, "--output", model, "--format", *FORMATS[1:])
-        return model
+        return _export(model, "--model", model)
     teacher = folder / "teachers" / export.source
     if not (teacher / "config.json").is_file():
         TEACHERS[export.source](teacher)
@@ -177,8 +188,23 @@ def _make(export: Export, folder: Path, folders: dict[str, Path]) -> Path:
         "--training.precision",
         "fp32",
     )
-    _ds_distill("export", "--run", run, "--output", output, "--format", *FORMATS)
-    return output
+    return _export(output, "--run", run)
+
+
+def _export(output: Path, *source: object) -> Made:
+    """Write all formats of a model into `output`, without those of four bits that the product refuses."""
+    refused: dict[str, str] = {}
+    while True:
+        kept = [form for form in FORMATS if form not in refused and (form != "hf" or "--run" in source)]
+        try:
+            _ds_distill("export", *source, "--output", output, "--format", *kept)
+        except _CommandFailed as error:
+            found = re.search(r"--format (\S+-int4): (keeps only [^;]*)", str(error))
+            if not found or found[1] in refused:
+                raise
+            refused[found[1]] = found[2]
+        else:
+            return Made(str(output), refused)
 
 
 def _ds_distill(*arguments: object) -> str:

@@ -1,4 +1,7 @@
-"""The clients' inputs, and PyTorch's answers to them in fp32 on the same folder.
+"""The clients' inputs, and the answers that are expected: PyTorch's in fp32, and each quantized file's own.
+
+How far a quantized file is from PyTorch is for the product's export to judge. Here the question is
+whether a client makes of the file what the file's own runtime makes of it.
 
 Token ids come from tokenizer.json itself, and the most tokens from the model's own config. The
 clients then show what a folder's tokenizer_config.json adds or forgets.
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import (
@@ -22,6 +27,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ds_distill.exporters.format_table import FORMATS as PRODUCT_FORMATS
+from tests.clients.compare import PYTORCH, QUANTIZED
 from tests.clients.exports import Export
 
 LONG = "She was born in a small village near the coast, and her father repaired clocks at the railway yards. " * 6
@@ -33,6 +40,8 @@ CLASSES = {
     "feature-extraction": AutoModel,
 }
 MOST_ANSWER_TOKENS = 15  # the pipeline's limit
+# From token ids and token type ids to a model's outputs, and to its last hidden states where they are known.
+Run = Callable[[list[int], list[int]], tuple[list[torch.Tensor], torch.Tensor | None]]
 
 
 def get_input_names(export: Export, mask: str) -> dict[str, dict[str, str]]:
@@ -70,7 +79,7 @@ def get_input_names(export: Export, mask: str) -> dict[str, dict[str, str]]:
 
 
 def compute_reference(export: Export, folder: Path, model_folder: Path) -> dict:
-    """Return {"inputs": by name, "answers": by name}.
+    """Return {"inputs": by name, "answers": by PYTORCH or the quantized format, then by name}.
 
     An input has the texts and, for clients without a tokenizer, "ids" and "type_ids". An answer has
     the views of `_views`. An answer to an overlong text also has "cut_last": the same for a client
@@ -90,7 +99,8 @@ def compute_reference(export: Export, folder: Path, model_folder: Path) -> dict:
     tokenizer.no_padding()
     positions = _positions(config)
     mask = next(token for token in ("[MASK]", "<mask>") if tokenizer.token_to_id(token) is not None)
-    inputs, answers = get_input_names(export, mask), {}
+    masked, mask_id = export.task == "fill-mask", tokenizer.token_to_id(mask)
+    inputs, cuts = get_input_names(export, mask), {}
     for name, given in inputs.items():
         tokenizer.enable_truncation(positions)
         cut = tokenizer.encode(given["text"], given.get("pair"))
@@ -99,37 +109,69 @@ def compute_reference(export: Export, folder: Path, model_folder: Path) -> dict:
         if ("overlong" in name) != (len(uncut.ids) > positions):
             raise AssertionError(f"{export.name}: the input {name} has {len(uncut.ids)} tokens of {positions}")
         given["ids"], given["type_ids"] = cut.ids, cut.type_ids if config.model_type == "bert" else []
-        answers[name] = _views(export, model, cut.ids, cut.type_ids, tokenizer.token_to_id(mask))
-        if export.task == "question-answering":
-            answers[name]["answer"] = _best_answer(model, tokenizer, given, positions)
-        if len(uncut.ids) > positions:
-            ids, types = uncut.ids[:positions], uncut.type_ids[:positions]
-            answers[name]["cut_last"] = _views(export, model, ids, types, tokenizer.token_to_id(mask))
+        cuts[name] = {"": cut} | ({"cut_last": uncut} if len(uncut.ids) > positions else {})
+
+    def answer(run: Run) -> dict[str, dict]:
+        answers = {}
+        for name, encodings in cuts.items():
+            views = {}
+            for key, encoding in encodings.items():
+                ids, types = encoding.ids[:positions], encoding.type_ids[:positions]
+                views[key] = _views(export, *run(ids, types), config.id2label, ids.index(mask_id) if masked else 0)
+            answers[name] = views.pop("") | views
+        return answers
+
+    answers = {PYTORCH: answer(_torch_run(export, model))}
+    if export.task == "question-answering":
+        for name, given in inputs.items():
+            answers[PYTORCH][name]["answer"] = _best_answer(model, tokenizer, given, positions)
+    for form in QUANTIZED:
+        if (folder / PRODUCT_FORMATS[form].file).is_file():
+            answers[form] = answer(_file_run(export, folder, form))
     return {"inputs": inputs, "answers": answers}
 
 
-def _views(export: Export, model: PreTrainedModel, ids: list[int], type_ids: list[int], mask: int) -> dict:
-    """Return PyTorch's answer in the forms that clients may give.
+def _torch_run(export: Export, model: PreTrainedModel) -> Run:
+    def run(ids: list[int], type_ids: list[int]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        with torch.no_grad():
+            outputs = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
+        last = outputs.hidden_states[-1]
+        if export.task == "question-answering":
+            return [outputs.start_logits, outputs.end_logits], last
+        return [last if export.task == "feature-extraction" else outputs.logits], last
+
+    return run
+
+
+def _file_run(export: Export, folder: Path, form: str) -> Run:
+    """Return a function that runs a quantized file in its own runtime, in this environment."""
+    runner = PRODUCT_FORMATS[form].load(folder / PRODUCT_FORMATS[form].file)
+
+    def run(ids: list[int], type_ids: list[int]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        rows = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": type_ids}
+        outputs = [torch.from_numpy(values) for values in runner({k: np.array([row]) for k, row in rows.items()})]
+        return outputs, outputs[0] if export.task == "feature-extraction" else None
+
+    return run
+
+
+def _views(
+    export: Export, outputs: list[torch.Tensor], last: torch.Tensor | None, names: dict[int, str], masked_at: int
+) -> dict:
+    """Return an answer in the forms that clients may give.
 
     "logits" has all of the model's outputs, flat; "scores" has what a pipeline reports, by its key;
     "mean" is the mean of the last hidden states.
     """
-    with torch.no_grad():
-        outputs = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
-    if export.task == "question-answering":
-        return {"logits": _flat(outputs.start_logits) + _flat(outputs.end_logits)}
-    views: dict = {
-        "logits": _flat(outputs.last_hidden_state if export.task == "feature-extraction" else outputs.logits)
-    }
-    names = model.config.id2label
+    views: dict = {"logits": [value for output in outputs for value in _flat(output)]}
     if export.task == "fill-mask":
-        views["scores"] = dict(enumerate(_flat(outputs.logits[0, ids.index(mask)].softmax(-1))))
+        views["scores"] = dict(enumerate(_flat(outputs[0][0, masked_at].softmax(-1))))
     if export.task == "text-classification":
-        views["scores"] = {names[label]: score for label, score in enumerate(_flat(outputs.logits[0].softmax(-1)))}
+        views["scores"] = {names[label]: score for label, score in enumerate(_flat(outputs[0][0].softmax(-1)))}
     if export.task == "regression":
-        views["scores"] = {names[0]: outputs.logits.item()}
-    if export.task in ("fill-mask", "feature-extraction"):
-        views["mean"] = _flat(outputs.hidden_states[-1][0].mean(0))
+        views["scores"] = {names[0]: outputs[0].item()}
+    if export.task in ("fill-mask", "feature-extraction") and last is not None:
+        views["mean"] = _flat(last[0].mean(0))
     return views
 
 

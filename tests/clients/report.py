@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ds_distill.reporting.tables import table
 from tests.clients.catalog import CLIENTS
-from tests.clients.compare import TOLERANCES
 
 BEGIN, END = "<!-- clients: written by python -m tests.clients -->", "<!-- clients: end -->"
 COLUMNS = {
@@ -16,7 +15,7 @@ COLUMNS = {
     "exports": "exports",
     "fp32": "largest difference, fp32",
     "int8": "int8",
-    "int4": "int4 weights",
+    "int4": "int4",
     "outcome": "outcome",
 }
 
@@ -35,6 +34,11 @@ def failures(rows: list[dict], unmade: dict[str, str]) -> list[str]:
     return lines
 
 
+def get_bits(form: str) -> str:
+    """Return the column of a format's differences: fp32, int8 or int4."""
+    return next((bits for bits in ("int8", "int4") if form.endswith(bits)), "fp32")
+
+
 def summarize(row: dict) -> dict[str, str]:
     """Return a client's row of the table."""
     client = CLIENTS[row["client"]]
@@ -45,10 +49,8 @@ def summarize(row: dict) -> dict[str, str]:
     same = [check for check in row["checks"] if check["status"] == "same"]
     line["exports"] = f"{len(same)} of {len(row['checks'])}"
     if client.script != "shipped_examples.py":
-        for column, form in (("fp32", "hf"), ("int8", "onnx-int8"), ("int4", "onnx-int4")):
-            limit = TOLERANCES[form]
-            differences = [check["difference"] for check in same if TOLERANCES[check["format"]] == limit]
-            if differences:
+        for column in ("fp32", "int8", "int4"):
+            if differences := [check["difference"] for check in same if get_bits(check["format"]) == column]:
                 line[column] = f"{max(differences):.1e}" if column == "fp32" else f"{100 * max(differences):.1f} %"
     parts = ["the same" if len(same) == len(row["checks"]) else ""]
     for status, word in (("failed", "**failed**"), ("limit", "not possible")):
@@ -61,12 +63,22 @@ def summarize(row: dict) -> dict[str, str]:
     return line | {"outcome": "; ".join(filter(None, [*parts, *notes]))}
 
 
-def page_section(rows: list[dict], unmade: dict[str, str], head: str) -> str:
-    """Return the text between the markers: where and when, the table, and the exports that could not be made."""
-    lines = [head, "", table([summarize(row) for row in rows], COLUMNS)]
-    if unmade:
-        lines += ["", *(f"- The export `{name}` could not be made: {_cell(error)}" for name, error in unmade.items())]
-    return "\n".join(lines)
+def page_section(rows: list[dict], unmade: dict[str, str], refused: dict[str, dict[str, str]], head: str) -> str:
+    """Return the text between the markers: where and when, the table, and the exports and formats that are missing.
+
+    Args:
+        rows: The clients' results.
+        unmade: The error by name of the exports that could not be made.
+        refused: The product's message by format that it refused, by the export's name.
+        head: Where and when.
+    """
+    missing = [f"- The export `{name}` could not be made: {_cell(error)}" for name, error in unmade.items()]
+    missing += [
+        f"- `{name}` has no `{form}`, which `ds-distill export` refused: it {_cell(why)}"
+        for name, formats in refused.items()
+        for form, why in formats.items()
+    ]
+    return "\n".join([head, "", table([summarize(row) for row in rows], COLUMNS), *([""] * bool(missing)), *missing])
 
 
 def write_section(page: Path, text: str) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.clients.catalog import ENVIRONMENTS, Client, get_checks
-from tests.clients.compare import TOLERANCES, Wrong, check_answers
+from tests.clients.compare import PYTORCH, TOLERANCES, Wrong, check_answers
 from tests.clients.environments import NotRun, interpreter, make_ready
+from tests.clients.exports import Export, Made
 
 SCRIPTS = Path(__file__).parent / "scripts"
 NOT_RUN = "not run: "  # how the last line of a script begins if it cannot run here
@@ -32,18 +33,18 @@ def client_stamp(client: Client, exports_stamp: str) -> str:
 def run_client(
     client: Client,
     environments: Path,
-    folders: dict[str, Path],
+    made: dict[str, Made],
     references: dict[str, dict],
     log: Path,
     say: Callable[[str], None],
 ) -> dict:
-    """Run a client on every export that it takes and that could be made.
+    """Run a client on every export and format that it takes and that could be made.
 
     Args:
         client: A client of the catalog.
         environments: The folder of the environments.
-        folders: The exports, by name.
-        references: PyTorch's inputs and answers, by the export's name.
+        made: The exports, by name.
+        references: The inputs and the expected answers, by the export's name.
         log: The file for the output of the client's process.
         say: A function that shows a line of progress.
 
@@ -58,26 +59,32 @@ def run_client(
         say(f"{client.name}: environment {environment.name}")
         ready = make_ready(environment, environments)
         with tempfile.TemporaryDirectory(prefix="ds-distill-clients-") as scratch:
-            result, ended = _run(client, ready, folders, references, Path(scratch), log)
+            result, ended = _run(client, ready, made, references, Path(scratch), log)
     except NotRun as error:
         row["not_run"] = str(error)
     else:
         row["versions"] = result.get("versions", {})
-        row["checks"] = _judged(client, result.get("checks", []), folders, references, ended)
+        row["checks"] = _judged(client, result.get("checks", []), made, references, ended)
     row["seconds"] = round(time.monotonic() - began)
     return row
 
 
+def _checks(client: Client, made: dict[str, Made]) -> list[tuple[Export, str]]:
+    return [
+        (export, form)
+        for export, form in get_checks(client)
+        if export.name in made and form not in made[export.name].refused
+    ]
+
+
 def _run(
-    client: Client, ready: Path, folders: dict[str, Path], references: dict[str, dict], scratch: Path, log: Path
+    client: Client, ready: Path, made: dict[str, Made], references: dict[str, dict], scratch: Path, log: Path
 ) -> tuple[dict, str]:
     """Return the output of the client's process, and how it ended if it did not end well."""
     scratch.chmod(0o755)
     checks = []
-    for export, form in get_checks(client):
-        if export.name not in folders:
-            continue
-        folder = folders[export.name]
+    for export, form in _checks(client, made):
+        folder = Path(made[export.name].folder)
         if client.own_copy:
             copy = scratch / "folders" / export.name
             folder = copy if copy.exists() else shutil.copytree(folder, copy)
@@ -145,24 +152,24 @@ def file_name(client: Client) -> str:
 
 
 def _judged(
-    client: Client, results: list[dict], folders: dict[str, Path], references: dict[str, dict], ended: str
+    client: Client, results: list[dict], made: dict[str, Made], references: dict[str, dict], ended: str
 ) -> list[dict]:
     rows = {(row["export"], row["format"]): row for row in results}
     judged = []
-    for export, form in get_checks(client):
-        if export.name in folders:
-            row = rows.get((export.name, form), {"errors": {"": ended or "no answer"}})
-            judged.append(
-                {"export": export.name, "format": form}
-                | judge(client, export.name, form, row, references[export.name]["answers"])
-            )
+    for export, form in _checks(client, made):
+        row = rows.get((export.name, form), {"errors": {"": ended or "no answer"}})
+        expected = references[export.name]["answers"]
+        judged.append(
+            {"export": export.name, "format": form}
+            | judge(client, export.name, form, row, expected.get(form, expected[PYTORCH]))
+        )
     return judged
 
 
 def judge(client: Client, export: str, form: str, row: dict, reference: dict[str, dict]) -> dict:
     """Return the status of one check: "same", "limit" or "failed".
 
-    "same" is within the format's tolerance of PyTorch; "limit" is a limit of the client's own.
+    "same" is within the format's tolerance; "limit" is a limit of the client's own.
     """
     notes = sorted({*row.get("notes", []), *(["overlong text: cut after [SEP] was added"] if client.cuts_last else [])})
     errors = row.get("errors", {})
@@ -179,7 +186,7 @@ def judge(client: Client, export: str, form: str, row: dict, reference: dict[str
             error = str(wrong)
         else:
             if difference > TOLERANCES[form]:
-                error = f"differs from PyTorch by {difference:.2g} of the largest value"
+                error = f"differs by {difference:.2g} of the largest value"
     if error is None:
         return {"status": "same", "difference": difference, "error": None, "notes": notes}
     limit = next((limit for limit in client.limits if limit.covers(export, form, error)), None)

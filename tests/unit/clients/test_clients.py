@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_distill.exporters.formats import FORMATS as PRODUCT_FORMATS
-from tests.clients import runner
+from tests.clients import exports, runner
 from tests.clients.catalog import CLIENTS, ENVIRONMENTS, Client, Limit, get_checks
-from tests.clients.compare import TOLERANCES, Wrong, check_answers, too_alike
+from tests.clients.compare import PYTORCH, QUANTIZED, TOLERANCES, Wrong, check_answers, too_alike
 from tests.clients.environments import Environment, NotRun, make_ready, pinned
-from tests.clients.exports import EXPORTS, FORMATS
+from tests.clients.exports import EXPORTS, FORMATS, Made
 from tests.clients.report import BEGIN, END, failures, page_section, summarize, write_section
 
 PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
@@ -92,13 +92,13 @@ def test_one_wrong_number_is_seen(name, data):
         ("logits", [], "no logits"),
         ("logits", None, "no logits"),
         ("logits", "123", "no logits"),
-        ("logits", [1.0, -2.0], "2 numbers where PyTorch gives 3"),
+        ("logits", [1.0, -2.0], "2 numbers where 3 are expected"),
         ("logits", [1.0, math.nan, 0.5], "not finite"),
         ("logits", [1.0, None, 0.5], "not finite"),  # JSON has no NaN
         ("logits", [1.0, math.inf, 0.5], "not finite"),
         ("scores", [], "no scores"),
-        ("scores", [["LABEL_1", 0.75]], "a score for LABEL_1, where PyTorch has no, yes"),
-        ("answer", "a word", "PyTorch has no answer of that kind"),
+        ("scores", [["LABEL_1", 0.75]], "a score for LABEL_1, where the labels are no, yes"),
+        ("answer", "a word", "no answer of that kind is expected"),
         ("guess", [1.0], "an answer of no known kind"),
     ],
 )
@@ -121,8 +121,8 @@ def test_a_second_best_score_is_no_best():
 def test_references_that_would_let_another_texts_answer_pass_are_refused():
     assert too_alike(REFERENCE) is None
     assert "differ by 0" in too_alike({"one": REFERENCE["short"], "other": REFERENCE["short"]})
-    near = {"one": {"logits": [1.0, 0.0]}, "other": {"logits": [1.0, 0.1]}}
-    assert "all answers lie within 0.1" in too_alike(near)
+    near = {"one": {"logits": [1.0, 0.0]}, "other": {"logits": [1.0, 0.015]}}
+    assert "all answers lie within 0.015" in too_alike(near)
 
 
 def judged(**row):
@@ -156,14 +156,21 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "make_ready", lambda *_: Path(sys.prefix))
     inputs = {name: {"text": name} for name in REFERENCE}
 
-    def start(text, minutes=10.0):
+    def start(text, minutes=10.0, formats=("hf",), refused=None, own=None):
         (tmp_path / "scripts" / "client.py").write_text("import json, sys\njob = json.load(open(sys.argv[1]))\n" + text)
         client = Client(
-            "new", "torch", "client.py", "", tasks=("fill-mask",), exports=("student", "bert"), minutes=minutes
+            "new",
+            "torch",
+            "client.py",
+            "",
+            tasks=("fill-mask",),
+            formats=formats,
+            exports=("student", "bert"),
+            minutes=minutes,
         )
-        folders = {name: tmp_path for name in ("student", "bert")}
-        references = {name: {"inputs": inputs, "answers": REFERENCE} for name in folders}
-        return runner.run_client(client, tmp_path, folders, references, tmp_path / "log.txt", lambda _: None)
+        made = {"student": Made(str(tmp_path)), "bert": Made(str(tmp_path), refused or {})}
+        references = {name: {"inputs": inputs, "answers": {PYTORCH: REFERENCE} | (own or {})} for name in made}
+        return runner.run_client(client, tmp_path, made, references, tmp_path / "log.txt", lambda _: None)
 
     return start
 
@@ -187,6 +194,58 @@ def test_a_client_that_dies_on_the_way_has_failed_at_the_rest(run):
     row = run(WRITE + "write(job['checks'][:1]); sys.exit('Segmentation fault')")
     assert [check["status"] for check in row["checks"]] == ["same", "failed"]
     assert failures([row], {}) == ["new: bert (hf): its process ended with 1: Segmentation fault"]
+
+
+def test_a_quantized_file_is_compared_with_its_own_answers(run):
+    far = copy.deepcopy(REFERENCE)
+    far["short"]["logits"][0] += 1
+    statuses = {
+        (check["export"], check["format"]): check["status"]
+        for check in run(WRITE + "write(job['checks'])", formats=("onnx", *QUANTIZED), own={QUANTIZED[0]: far})[
+            "checks"
+        ]
+    }
+    assert {key for key, status in statuses.items() if status == "failed"} == {
+        ("student", QUANTIZED[0]),
+        ("bert", QUANTIZED[0]),
+    }
+
+
+def test_a_format_that_the_product_refuses_is_not_asked_for(run):
+    row = run(WRITE + "write(job['checks'])", formats=("onnx", "onnx-int4"), refused={"onnx-int4": "keeps only 35 %"})
+    assert [(check["export"], check["format"]) for check in row["checks"]] == [
+        ("student", "onnx"),
+        ("student", "onnx-int4"),
+        ("bert", "onnx"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        (
+            "--format onnx-int4: keeps only 35 % of the clear ones; export onnx-int8",
+            {"onnx-int4": "keeps only 35 % of the clear ones"},
+        ),
+        ("--format onnx-int8: keeps only 35 % of the clear ones; export onnx", None),
+        ("--format onnx-int4: no room", None),
+    ],
+)
+def test_four_bits_may_be_refused_and_nothing_else(monkeypatch, tmp_path, message, refused):
+    asked = []
+
+    def fail_at_four_bits(*words):
+        asked.append(words[words.index("--format") + 1 :])
+        if "onnx-int4" in asked[-1]:
+            raise exports._CommandFailed(f"ds-distill export: ds-distill: {message}")
+
+    monkeypatch.setattr(exports, "_ds_distill", fail_at_four_bits)
+    if refused is None:
+        with pytest.raises(exports._CommandFailed):
+            exports._export(tmp_path, "--run", tmp_path)
+        return
+    assert exports._export(tmp_path, "--run", tmp_path) == Made(str(tmp_path), refused)
+    assert asked == [FORMATS, tuple(form for form in FORMATS if form != "onnx-int4")]
 
 
 def test_a_client_that_says_nothing_or_hangs_has_failed(run):
@@ -231,10 +290,12 @@ def test_the_table_goes_between_the_markers_and_names_what_failed(tmp_path):
     assert gone["outcome"] == "not run: no room"
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_section(page, page_section([row], {"xlm-roberta": "no way"}, "Run on a day."))
+    unmade, refused = {"xlm-roberta": "no way"}, {"roberta": {"onnx-int4": "keeps only 35 %"}}
+    write_section(page, page_section([row], unmade, refused, "Run on a day."))
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| torch alone (torch 2.13) |" in text and "`xlm-roberta` could not be made: no way" in text
+    assert "`roberta` has no `onnx-int4`, which `ds-distill export` refused: it keeps only 35 %" in text
     assert failures([row], {"xlm-roberta": "no way"}) == ["export xlm-roberta: no way", "torch alone: bert (hf): a | b"]
 
 
