@@ -1,4 +1,4 @@
-"""The examples of a task as a model reads them, and a model's outputs for all of them.
+"""The examples of a task as a model reads them.
 
 Training, evaluation and the teacher share this code.
 """
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ds_distill.models.families import INPUTS, get_input_names
+from ds_distill.models.families import INPUTS
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.examples import Examples
-from ds_distill.utils.console import progress
 
 MEGABATCH = 50  # how many batches are sorted together, as in transformers' LengthGroupedSampler
 
@@ -52,11 +51,6 @@ class Features(Dataset):
         }
         out |= {} if self.labeled is None else {"labeled": self.labeled[row]}
         return out if self.teacher is None else out | {"teacher": self.teacher[row]}
-
-    @property
-    def over_tokens(self) -> bool:
-        """Whether a model's outputs for a row are over its tokens."""
-        return "start_positions" in self.labels or is_per_token(self.labels["labels"][0])
 
     @property
     def lengths(self) -> list[int]:
@@ -148,34 +142,3 @@ class Collator:
             wide = [np.pad(values, pad, constant_values=-np.inf) for values, pad in zip(given, missing, strict=True)]
             batch["teacher"] = torch.from_numpy(np.stack(wide)).float()
         return batch
-
-
-@torch.inference_mode()
-def predict(
-    model: PreTrainedModel, features: Features, collator: Collator, batch: int, description: str
-) -> list[np.ndarray]:
-    """Return the output of each row in fp32.
-
-    It is [classes], [2, tokens] of answer starts and ends, or [classes, tokens] of words.
-
-    Rows of similar length share a batch, so little is padding.
-    """
-    was_training, device, input_names = model.training, next(model.parameters()).device, get_input_names(model, INPUTS)
-    model.eval()
-    lengths = features.lengths
-    order, predictions = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)
-    with progress(len(order), description, "example") as bar:
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            inputs = collator([{name: values[row] for name, values in features.inputs.items()} for row in rows])
-            out = model(**{name: inputs[name].to(device) for name in input_names})
-            if hasattr(out, "logits"):
-                logits = out.logits.transpose(1, 2) if out.logits.ndim == 3 else out.logits
-                values = logits.float().cpu().numpy()
-            else:
-                values = torch.stack([out.start_logits, out.end_logits], dim=1).float().cpu().numpy()
-            for row, value in zip(rows, values, strict=True):
-                predictions[row] = value[..., : lengths[row]] if value.ndim == 2 else value
-            bar.update(len(rows))
-    model.train(was_training)
-    return predictions

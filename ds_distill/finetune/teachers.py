@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ds_distill.config.losses import normalize_weights
 from ds_distill.data.tokenizer import tokenizer_fingerprint
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import digest
-from ds_distill.finetune.features import Collator, Features, predict
+from ds_distill.finetune.features import Collator, Features
 from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.predict import predict, read_outputs, write_outputs
 from ds_distill.losses.task_distillation import mean_soft_targets
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
-from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import remove
 
 
 class TaskTeachers:
@@ -131,20 +131,13 @@ def _predict_once(
     folder: Path,
     description: str,
 ) -> list[np.ndarray]:
-    """Return a teacher's outputs, as of `predict`, which are kept under fingerprints of the teacher and its inputs."""
-    file = folder / f"{fingerprint}-{digest(zip(*features.inputs.values(), strict=True))}.safetensors"
+    """Return a teacher's outputs, as of `predict`, which are kept under fingerprints of the teacher and its inputs.
+
+    If the computation is stopped, the next one goes on from what was there at most a minute before.
+    """
+    name = f"{fingerprint}-{digest(zip(*features.inputs.values(), strict=True))}"
+    file, parts = folder / f"{name}.outputs.safetensors", folder / f"{name}.parts"
     if not file.is_file():
-        outputs = predict(model, features, collator, batch, description)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        values, sizes = (
-            np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32),
-            np.array([o.size for o in outputs]),
-        )
-        save_file({"values": values, "sizes": sizes}, partial)
-        follow_umask(folder)
-        partial.replace(file)
-    stored = load_file(file)
-    parts = np.split(stored["values"], np.cumsum(stored["sizes"])[:-1])
-    lengths = features.lengths if features.over_tokens else ()
-    return [part.reshape(-1, length) for part, length in zip(parts, lengths, strict=True)] if lengths else parts
+        write_outputs(file, predict(model, features, collator, batch, description, parts))
+        remove(parts)
+    return read_outputs(file)

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import EncodedDev, EncodedTask
-from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.features import ByLength, Collator
 from ds_distill.finetune.inner_terms import InnerTerms, run_recorded
+from ds_distill.finetune.predict import predict
 from ds_distill.finetune.token_features import WordTokens, score_tags
 from ds_distill.finetune.weight_average import WeightAverage
 from ds_distill.losses.task_distillation import labeled_rows_loss, soft_target_loss

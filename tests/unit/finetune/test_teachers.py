@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.finetune import predict as predict_module
 from ds_distill.finetune import runs, teachers
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
-from ds_distill.finetune.features import Collator, predict
+from ds_distill.finetune.features import Collator
+from ds_distill.finetune.predict import predict
 from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.losses.task_distillation import mean_soft_targets
 from ds_distill.tasks.catalog import get_task
@@ -57,6 +59,30 @@ def test_a_teachers_outputs_are_computed_once_for_what_it_reads(world, tmp_path,
     assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
     longest = int(np.argmax(sets[1][0].lengths))
     assert not np.allclose(kept[0][longest], kept[1][longest], atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["classes", "answers"])
+def test_outputs_that_are_stopped_go_on_where_they_were(world, tmp_path, monkeypatch, head):
+    monkeypatch.setattr(predict_module, "SAVE_SECONDS", 0.0)
+    features, collator = encode(world)
+    if head == "classes":
+        model = TaskTeachers([str(world / "a")], get_task("rte")).first
+    else:
+        model = AutoModelForQuestionAnswering.from_pretrained(world / "model").eval()
+    expected, calls = predict(model, features, collator, 3, ""), []
+
+    def stop_once(model, args, inputs):
+        calls.append(inputs["input_ids"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(stop_once, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, features, collator, 3, "", tmp_path / "parts")
+    (tmp_path / "parts" / "9.partial").write_bytes(b"torn")
+    outputs = predict(model, features, collator, 3, "", tmp_path / "parts")
+    assert sum(map(len, calls)) == 16 + 3, "the batch that was stopped is the only one that is computed twice"
+    assert all(np.array_equal(a, b) and a.shape == b.shape for a, b in zip(outputs, expected, strict=True))
 
 
 def test_several_teachers_give_the_mean_of_their_probabilities(world, tmp_path):

@@ -28,9 +28,10 @@ from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.dev_outputs import score_again
-from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.finetune.features import ByLength, Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.inner_terms import InnerTerms
+from ds_distill.finetune.predict import predict
 from ds_distill.losses.task_distillation import temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.models.loading import load_masked_lm
