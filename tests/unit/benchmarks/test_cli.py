@@ -36,6 +36,7 @@ MAINS = {
     "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"),
     "training.memory_estimate": (),
     "analysis.quantization_error": ("--model", "m"),
+    "analysis.file_agreement": ("--reference", "r", "--model", "m", "--format", "onnx"),
     "data.store_size": (),
     "data.feeding": (),
     "data.prepare": ("--tokenizer", "t", "--text", "x"),

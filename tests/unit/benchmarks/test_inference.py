@@ -1,5 +1,7 @@
 """Test the inference suite: its figures from known times, and the suite itself on a tiny model."""
 
+import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
+from benchmarks.analysis import file_agreement
 from benchmarks.harness.interleave import Variant
 from benchmarks.inference import energy
 from benchmarks.inference.backends import BACKENDS, Row, make, make_inputs, serve
@@ -237,3 +240,23 @@ def test_rounding_is_what_int8_would_do(tiny):
         model.get_output_embeddings().weight, before
     )
     assert model(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
+
+
+def test_a_file_is_compared_with_the_model_that_is_named(tiny, prepared, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(1)
+    other = shutil.copytree(tiny, tmp_path / "other")
+    DistilBertForMaskedLM(DistilBertConfig.from_pretrained(tiny)).save_pretrained(other)
+    (other / "onnx").mkdir()
+    shutil.copyfile(prepared[STUDENT][1] / "fp32.onnx", other / "onnx" / "model.onnx")  # of tiny
+    words = ["--reference", str(tiny), "--model", str(other), "--format", "onnx", "--sequences", "8"]
+    monkeypatch.setattr(sys, "argv", ["file_agreement", *words])
+    assert file_agreement.main() == 0
+    own, file = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert (
+        file["file"] == "onnx" and file["agreement"] == 1 and file["loss"] == pytest.approx(file["loss_pytorch"], 1e-5)
+    )
+    assert own["agreement"] < 0.5 and own["positions"] == file["positions"]
+    monkeypatch.setattr(sys, "argv", ["file_agreement", *words[:5], "onnx-int8"])
+    with pytest.raises(SystemExit):
+        file_agreement.main()
+    assert "model_quantized.onnx is missing; run ds-distill export first" in capsys.readouterr().err
