@@ -199,7 +199,7 @@ def _export(output: Path, *source: object) -> Made:
         try:
             _ds_distill("export", *source, "--output", output, "--format", *kept)
         except _CommandFailed as error:
-            found = re.search(r"--format (\S+-int4): (keeps only [^;]*)", str(error))
+            found = re.search(r"--format (\S+-int4): ([^;]* agree with it)", str(error))
             if not found or found[1] in refused:
                 raise
             refused[found[1]] = found[2]

@@ -74,7 +74,7 @@ def page_section(rows: list[dict], unmade: dict[str, str], refused: dict[str, di
     """
     missing = [f"- The export `{name}` could not be made: {_cell(error)}" for name, error in unmade.items()]
     missing += [
-        f"- `{name}` has no `{form}`, which `ds-distill export` refused: it {_cell(why)}"
+        f"- `{name}` has no `{form}`, which `ds-distill export` refused: {_cell(why)}"
         for name, formats in refused.items()
         for form, why in formats.items()
     ]
