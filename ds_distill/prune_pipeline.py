@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ds_distill.compression.latency_table import FLOPS
 from ds_distill.config.pruning import Pruning, check_cuts
 from ds_distill.data.run_data import open_heldout, prepare_run_tokens, with_prepared_settings
 from ds_distill.distributed.launch_environment import world_size
@@ -60,6 +61,8 @@ def prepare_and_prune(
         choose: As in `prepare_and_distill`.
     """
     check_cuts(prunings, distilled=distilled, compare=compare)
+    # Where the width alone is cut there is no speed to reach, so nothing is timed.
+    prunings = [replace(pruning, runtime=FLOPS) if pruning.target == 1 else pruning for pruning in prunings]
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     preflight.fetch_model(model, "--model")

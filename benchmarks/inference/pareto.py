@@ -230,7 +230,7 @@ def export(args: argparse.Namespace, results, folders: dict[str, Path], key: str
         files.parent.mkdir(parents=True, exist_ok=True)
         written.rename(files)
         shutil.rmtree(partial)
-        about["parameters"] = sum(weights.numel() for weights in source.model.parameters())
+        about["parameters"] = source.traced.num_parameters()
         about["positions"] = source.positions
         about["megabytes"] |= {backend: count_bytes(source, files, BACKENDS[backend]) / 1e6 for backend in backends}
         write_json(args.output / FILE, vars(results))

@@ -120,14 +120,14 @@ def check(options) -> None:
             f"--augmented {options.augmented}: its texts have no labels; give --teacher with a model that is "
             "fine-tuned on the task"
         )
-    if settings.augmented_copies and not options.augmented:
-        raise UserError(
-            f"finetune.augmented_copies = {settings.augmented_copies}: --augmented is missing; give a folder that "
-            "`ds-distill augment` has written"
-        )
-    if settings.teacher_weights is not None:
-        normalize_weights(settings.teacher_weights, len(options.teacher), "finetune.teacher_weights")
     for point in expand_grid(settings, options.grid or []):
+        if point.augmented_copies and not options.augmented:
+            raise UserError(
+                f"finetune.augmented_copies = {point.augmented_copies}: --augmented is missing; give a folder that "
+                "`ds-distill augment` has written"
+            )
+        if point.teacher_weights is not None:
+            normalize_weights(point.teacher_weights, len(options.teacher), "finetune.teacher_weights")
         if options.teacher:
             point.check_learns(augmented=bool(options.augmented))
 

@@ -113,6 +113,9 @@ def check(options) -> None:
         if name in options.typed:
             raise UserError(f"--{name}: not read by prune, which takes it only from a recipe for distill; leave it out")
     check_cuts(_cuts(options), distilled=options.distill, compare=options.compare)
+    for name in ("latency_table", "runtime", "shape"):
+        if name in options.typed and not options.target:
+            raise UserError(f"--{name}: is for cuts of --target, which is missing; give it, or leave --{name} out")
     recipe = arguments.check_recipe(options)
     for name, value in _changed_settings(recipe, "student").items():
         if name != "student.freeze_positions":
@@ -177,7 +180,8 @@ def run(options) -> dict:
     from ds_distill import api
     from ds_distill.compression.runtimes import check_runtime
 
-    check_runtime(options.runtime)
+    if options.target:
+        check_runtime(options.runtime)
     recipe = arguments.build_recipe(options)
     summary = api.prune(
         options.model,

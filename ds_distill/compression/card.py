@@ -9,6 +9,7 @@ from ds_distill.reporting.card_sections import (
     MADE_WITH,
     NO_HEAD,
     encoder_tags,
+    factors_remarks,
     front_matter,
     limitations_section,
     made_of,
@@ -27,6 +28,7 @@ def trimmed_card(
     head: bool,
     pooler: bool = False,
     loader: str | None = None,
+    rank: int | None = None,
 ) -> str:
     """Return the README.md of a model with fewer tokens in its vocabulary.
 
@@ -37,6 +39,7 @@ def trimmed_card(
         head: Whether it has a masked-LM head.
         pooler: Whether a stock class would add a pooler that was not trained.
         loader: As in `pruned_card`.
+        rank: The rank of the factors that its linear layers were trained in; None for whole layers.
     """
     title, kind = "A model with a trimmed vocabulary", "masked-lm" if head else "encoder"
     tags = encoder_tags(origin, loader)
@@ -54,7 +57,8 @@ def trimmed_card(
         + f"the {figures['tokens']:,} tokens, of {figures['tokens_before']:,}, that a text of "
         + f"{figures['text_tokens']:,} tokens uses{often}. {split}; other text is split into smaller pieces. Nothing "
         + f"was trained: {figures['parameters'] / 1e6:.1f} of {figures['parameters_before'] / 1e6:.1f} million "
-        + "parameters are left, with unchanged values.\n\n"
+        + " ".join(["parameters are left, with unchanged values.", *factors_remarks(rank)])
+        + "\n\n"
         + ("" if head else NO_HEAD)
         + usage_section(kind, pooler, loader)
         + limitations_section(origin, "Text in other languages, or of another domain, was not measured.")

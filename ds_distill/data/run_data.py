@@ -26,7 +26,7 @@ from ds_distill.distributed.launch_environment import world_size
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import RunFolder, check_shared
-from ds_distill.utils.console import log, progress
+from ds_distill.utils.console import log, log_once_per_process, progress
 from ds_distill.utils.errors import UserError
 
 
@@ -212,7 +212,8 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     for key in ("mode", "sequence_length", "heldout_fraction", "drop_duplicates"):
         prepared = manifest.get(key, getattr(data, key))
         if getattr(data, key) != prepared:
-            log(f"data.{key} = {getattr(data, key)}: ignored, because {tokens} was prepared with {prepared}")
+            value = getattr(data, key)
+            log_once_per_process(f"data.{key} = {value}: ignored, because {tokens} was prepared with {prepared}")
             setattr(recipe.data, key, prepared)
     return recipe
 

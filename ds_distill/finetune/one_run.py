@@ -12,7 +12,7 @@ from transformers import PrinterCallback
 from ds_distill.compression.fake_quantize import unquantize
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import dev_sets
+from ds_distill.finetune.data import EncodedTask, dev_sets
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
@@ -39,6 +39,7 @@ from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
 from ds_distill.reporting import provenance
+from ds_distill.reporting.card_sections import factors_remarks
 from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import RunFolder
 from ds_distill.tasks.catalog import LENGTH_KEY
@@ -47,6 +48,14 @@ from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import log_event
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
+
+
+def _describe_texts(sets: EncodedTask) -> list[str]:
+    """Return what a card says of texts that an augmentation has added; nothing where it has added none."""
+    added = len(sets.train) - len(sets.train.labeled_rows)
+    if not added:
+        return []
+    return [f"Beside the labeled examples it learned the teacher's answers to {added:,} texts of an augmentation."]
 
 
 def memory_remedy(point: FinetuneConfig) -> str:
@@ -181,6 +190,7 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         outputs.score_constant(),
         loader_code(final),
         [provenance.name_model(Path(path)) if Path(path).exists() else path for path in paths],
+        [*_describe_texts(sets), *factors_remarks(find_model_folder(plan.model, "--model").linear_rank)],
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

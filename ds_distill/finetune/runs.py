@@ -24,6 +24,7 @@ from ds_distill.finetune.results import finished_before, make_summary, run_folde
 from ds_distill.finetune.teachers import TaskTeachers
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
+from ds_distill.models.low_rank import count_with_factors
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.reporting import provenance
@@ -74,7 +75,10 @@ def finetune(
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
-    positions = get_family(student).positions(student.config)
+    parameters, positions = (
+        count_with_factors(student, folder.linear_rank),
+        get_family(student).positions(student.config),
+    )
     if task_teachers:
         task_teachers.check_same_tokenizer(student, tokenizer)
         positions = min(positions, task_teachers.positions)
@@ -107,7 +111,7 @@ def finetune(
         )
         if teachers and task.regression:
             log_scale_mismatch(f"--teacher {' '.join(teachers)}", next(iter(plan.sets.values())).train)
-        described = describe_model(student.config, student.num_parameters())
+        described = describe_model(student.config, parameters)
         results = _run_all(plan, points, seeds, described)
     summary, best = make_summary(task, results, output, model, teachers)
     sets = plan.encode_sets(best)
@@ -118,7 +122,7 @@ def finetune(
         | ({"constant": DevOutputs.load(kept).score_constant()} if kept.is_file() else {})
         | {"examples": task_data.counts | {"train": num_train} | _count_augmented(sets)}
         | not_read(task_data, sets, tokenizer)
-        | {"parameters": student.num_parameters()}
+        | {"parameters": parameters}
     )
 
 

@@ -14,7 +14,7 @@ from ds_distill.jobs.micro_batch import check_micro_batch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm, new_model
-from ds_distill.models.student import count_parameters
+from ds_distill.models.low_rank import count_with_factors
 from ds_distill.preflight.models import check_fits_prepared_tokens
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.run_text import describe_device
@@ -62,6 +62,6 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
         batches = heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking, rank, world)
         batches = progress_over(batches, "untrained" if random_weights else name, total=count)
         figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
-        row = {"model": name, "parameters": count_parameters(network)}
+        row = {"model": name, "parameters": count_with_factors(network, folder.linear_rank)}
         rows.append(row | {f"heldout_{key}": value for key, value in figures.items()})
     return sorted(rows, key=lambda row: math.inf if row["heldout_mask_loss"] is None else row["heldout_mask_loss"])

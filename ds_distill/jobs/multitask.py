@@ -37,6 +37,7 @@ from ds_distill.finetune.trainer import (
 )
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.low_rank import count_with_factors, get_rank, restore_factors, set_rank
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.multitask.model import MultitaskModel
@@ -110,7 +111,8 @@ def multitask(
         **{f"data of {name}": part.fingerprint for name, part in all_data.items()},
         **{f"finetune.{name}": value for name, value in settings_read(settings).items()},
     }
-    described, parameters = describe_model(untuned.config, untuned.num_parameters()), untuned.num_parameters()
+    parameters = count_with_factors(untuned, teacher.linear_rank)
+    described = describe_model(untuned.config, parameters)
     del untuned
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := finished_before(output):
@@ -228,13 +230,18 @@ def _header(run: Run, described: str, steps: Steps) -> dict[str, str]:
 def _load(run: Run) -> MultitaskModel:
     """Return the model to train; each head begins as in a run on its task alone with the same seed."""
     dropout, path = run.settings.dropout, str(run.teacher.path)
+    masked_lm = restore_factors(
+        load_masked_lm(run.teacher, dropout=dropout if dropout >= 0 else None), run.teacher.linear_rank
+    )
 
     def load_tasks():
         for name, data in run.data.items():
             torch.manual_seed(run.seed)
-            yield name, load_for_task(path, data.task, "model", tuned=False, dropout=dropout)
+            model = load_for_task(path, data.task, "model", tuned=False, dropout=dropout)
+            set_rank(model.config, get_rank(masked_lm.config))  # of the encoder that it will share
+            yield name, model
 
-    model = MultitaskModel(load_masked_lm(run.teacher, dropout=dropout if dropout >= 0 else None), load_tasks())
+    model = MultitaskModel(masked_lm, load_tasks())
     torch.manual_seed(run.seed)
     # In bf16 on a CPU, eager attention is faster, as in a run on one task.
     if run.device.type == "cpu" and run.precision == "bf16":

@@ -106,8 +106,7 @@ def prune(
         log_header(
             {
                 "model": f"{folder.title}, {count_parameters(whole) / 1e6:.1f} M parameters",
-                "target": f"{pruning.target:g}x in {pruning.runtime} on {pruning.batch} x {pruning.length} tokens"
-                + (f", after a cut to a width of {pruning.hidden_size}" if pruning.hidden_size else ""),
+                "target": _describe_target(pruning),
                 "calibration": f"{min(pruning.sequences, len(store)):,} sequences",
                 "output": str(output),
             }
@@ -156,12 +155,19 @@ def prune(
         return summary
 
 
+def _describe_target(pruning: Pruning) -> str:
+    if pruning.target == 1:
+        return f"a width of {pruning.hidden_size}"
+    target = f"{pruning.target:g}x in {pruning.runtime} on {pruning.batch} x {pruning.length} tokens"
+    return target + (f", after a cut to a width of {pruning.hidden_size}" if pruning.hidden_size else "")
+
+
 def check_cut(config: PretrainedConfig, pruning: Pruning) -> None:
     """Raise UserError where a model of this config cannot be cut like this, whatever its weights."""
     family = get_family_by_type(config.model_type)
     check_prunable(family)
     positions = family.positions(config)
-    if pruning.length > positions:
+    if pruning.length > positions and pruning.target > 1:
         raise UserError(
             f"--shape {pruning.batch}x{pruning.length}: the model has {positions} positions; give {positions} tokens "
             "or fewer"

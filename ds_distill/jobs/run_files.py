@@ -18,6 +18,7 @@ from ds_distill.exporters.sentence_embedding import write_sentence_transformers_
 from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loader_text import loader_code
+from ds_distill.models.low_rank import get_rank
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
@@ -159,7 +160,7 @@ def describe_head(model: PreTrainedModel) -> dict[str, Any]:
     """Return what a model card has to know of a model's class, as arguments of `model_card`."""
     family = get_family(model)
     bare = {} if family.has_head(model) else {"head": "encoder", "pooler": family.has_pooler}
-    return bare | {"loader": loader_code(model)}
+    return bare | {"loader": loader_code(model), "rank": get_rank(model.config)}
 
 
 def forward_mflops(model: PreTrainedModel, store: TokenDataset) -> float:

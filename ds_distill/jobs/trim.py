@@ -20,7 +20,7 @@ from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_encoder
-from ds_distill.models.low_rank import set_rank
+from ds_distill.models.low_rank import count_with_factors, set_rank
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.sentence_modules import is_embedder
 from ds_distill.models.teacher import weights_fingerprint
@@ -65,12 +65,12 @@ def trim(
         vocabulary = folder.tokenizer.get_vocab()
         wanted = [token for token, number in vocabulary.items() if counts[number] >= min_count]
         trimmed, former = trim_tokenizer(content, wanted)
-        before = whole.num_parameters()
+        before = count_with_factors(whole, folder.linear_rank)
         trim_model(whole, former)
         figures = {
             "tokens": len(former),
             "tokens_before": len(vocabulary),
-            "parameters": whole.num_parameters(),
+            "parameters": count_with_factors(whole, folder.linear_rank),
             "parameters_before": before,
             "text_tokens": int(counts.sum()),
             "text_tokens_dropped": int(counts.sum() - counts[former].sum()),
@@ -96,6 +96,7 @@ def trim(
                 head=family.has_head(whole),
                 pooler=family.has_pooler,
                 loader=loader_code(whole),
+                rank=folder.linear_rank,
             )
             (export / "README.md").write_text(card, encoding="utf-8")
         write_record(output)

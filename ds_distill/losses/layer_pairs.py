@@ -46,13 +46,19 @@ def resolve_pairs(
         )
     else:
         wanted = layers
-    pairs = []
+    pairs, example = [], _example(student_depth, teacher_depth)
     for number, (student, teacher) in enumerate(wanted):
         if not isinstance(layers, str) and (student, teacher) in [tuple(pair) for pair in layers[:number]]:
             raise UserError(
                 f"{key}.layers: the pair [{student}, {teacher}] is given twice; give it once, and {key}.weight instead"
             )
         for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
+            if not 0 <= int(layer) < depth and isinstance(layers, str):
+                raise UserError(
+                    f"{key}.layers = {layers}: the student's layer {student} started from layer {layer} of the teacher "
+                    f"that it was distilled from, but this teacher has {depth} layers, 0 to {depth - 1}; give pairs "
+                    f"such as {example}"
+                )
             if not 0 <= int(layer) < depth:
                 raise UserError(
                     f"{key}.layers: {who} layer {layer}: the {who} has {depth} layers, 0 to {depth - 1}; "
@@ -65,7 +71,7 @@ def resolve_pairs(
             )
         )
     if not pairs:
-        raise UserError(f"{key}.layers is empty: give last, mapped, or pairs such as [[0, 1], [1, 3]]")
+        raise UserError(f"{key}.layers is empty: give last, mapped, or pairs such as {example}")
     return pairs
 
 
@@ -78,19 +84,25 @@ def _teacher_layers(
         if rest or not group:
             raise UserError(
                 f"{key}.layers = uniform: the teacher's {teacher_depth} layers are not a multiple of the student's "
-                f"{student_depth}; give pairs such as [[0, 1], [1, 3]]"
+                f"{student_depth}; give pairs such as {_example(student_depth, teacher_depth)}"
             )
         return [group * (layer + 1) - 1 for layer in range(student_depth)]
     if layer_map is None:
         raise UserError(
             f"{key}.layers = {layers}: the student does not start from the teacher's layers, so none is mapped to "
-            "its layers; give pairs such as [[0, 1], [1, 3]]"
+            f"its layers; give pairs such as {_example(student_depth, teacher_depth)}"
         )
     if layers == "mapped":
         return list(layer_map)
     if any(next_layer <= layer for layer, next_layer in zip(layer_map, layer_map[1:], strict=False)):
         raise UserError(
             f"{key}.layers = {layers}: the student starts from the teacher's layers {list(layer_map)}, which are not "
-            "in ascending order, so they have no spans; give pairs such as [[0, 1], [1, 3]]"
+            f"in ascending order, so they have no spans; give pairs such as {_example(student_depth, teacher_depth)}"
         )
     return [*(layer - 1 for layer in layer_map[1:]), teacher_depth - 1]
+
+
+def _example(student_depth: int, teacher_depth: int) -> list[list[int]]:
+    """Return pairs that can be given for models of these depths."""
+    first = [[0, 0]] if min(student_depth, teacher_depth) > 1 else []
+    return [*first, [student_depth - 1, teacher_depth - 1]]

@@ -134,6 +134,21 @@ def _rounding_error(linear: nn.Module) -> float:
     return (torch.finfo(next(saved_in, torch.float32)).eps / 2) ** 2
 
 
+def count_with_factors(model: PreTrainedModel, rank: int | None) -> int:
+    """Return the number of parameters of a model, as it is loaded, with two factors of `rank` in place of products.
+
+    Args:
+        model: The model; tied parameters count once.
+        rank: The rank that its folder states; None for none.
+    """
+    if rank is None:
+        return model.num_parameters()
+    whole, factors = 0, 0
+    for _, linear in _find_linears(model, rank):
+        whole, factors = whole + linear.weight.numel(), factors + rank * (linear.in_features + linear.out_features)
+    return model.num_parameters() - whole + factors
+
+
 @contextlib.contextmanager
 def multiplied_out(model: PreTrainedModel) -> Iterator[None]:
     """Have linear layers in place of factors meanwhile, their products computed in float64.

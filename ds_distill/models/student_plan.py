@@ -162,13 +162,8 @@ def plan_student(
         most = f"from 1 to the teacher's {dims.feed_forward}" if has_layers else "of 1 or more"
         raise UserError(f"student.intermediate_size = {inner}: give a whole number {most}")
     config = student_class.make_config(teacher_family, teacher) if student_class else _without_task(teacher)
-    narrower = dims._replace(
-        depth=depth,
-        heads=heads,
-        width=hidden,
-        feed_forward=inner,
-    )
-    for key, value in zip(student.names.dims, narrower, strict=True):
+    sizes = dims._replace(depth=depth, heads=heads, width=hidden, feed_forward=inner)
+    for key, value in zip(student.names.dims, sizes, strict=True):
         setattr(config, key, value)
     if hidden != dims.width:
         student.narrow(config, teacher)
@@ -177,7 +172,9 @@ def plan_student(
         entries = getattr(config if student_class else teacher, key)
         layers = range(depth) if layer_map is None else layer_map
         setattr(config, key, [entries[layer % len(entries)] for layer in layers])
-    _set_shapes(config, student, teacher, layer_map, narrower != dims._replace(depth=depth), cause)
+    widths = {"hidden_size": (hidden, dims.width), "intermediate_size": (inner, dims.feed_forward)}
+    narrower = next((f"student.{key} = {size}" for key, (size, whole) in widths.items() if size != whole), None)
+    _set_shapes(config, student, teacher, layer_map, narrower, cause)
     student.set_dropout(config, dropout)
     config.tie_word_embeddings = True
     takes_positions = not random and (
@@ -230,7 +227,7 @@ def _set_shapes(
     student: Family,
     teacher: PretrainedConfig,
     layer_map: list[int] | None,
-    narrower: bool,
+    narrower: str | None,
     cause: str,
 ) -> None:
     """Give a student of a pruned teacher, in place, the shapes of the layers that it starts from.
@@ -242,7 +239,7 @@ def _set_shapes(
         student: Its family.
         teacher: Its teacher's config.
         layer_map: The teacher layer that each of its layers starts from, or None.
-        narrower: Whether its layers are narrower than its teacher's were before the pruning.
+        narrower: The setting that makes its layers narrower than its teacher's were before the pruning, or None.
         cause: The setting that made it a student of its family, for errors.
 
     Raises:
@@ -258,8 +255,8 @@ def _set_shapes(
         )
     if narrower:
         raise UserError(
-            "student.hidden_size and student.intermediate_size: the teacher's layers were pruned to widths of their "
-            "own, which the student's layers start with; leave both out, or give student.init_layers = random"
+            f"{narrower}: the teacher's layers were pruned to widths of their own, which the student's layers start "
+            "with; leave it out, or give student.init_layers = random"
         )
     shapes = layer_shapes(teacher)
     set_layer_shapes(config, [shapes[layer] for layer in layer_map])

@@ -8,6 +8,7 @@ from typing import Any
 from ds_distill.reporting.card_sections import (
     MADE_WITH,
     card_tags,
+    factors_remarks,
     front_matter,
     heldout_results,
     limitations_section,
@@ -29,6 +30,7 @@ def multitask_card(
     settings: dict,
     origin: Provenance,
     loader: str | None = None,
+    rank: int | None = None,
 ) -> str:
     """Return the README.md of a masked-LM model that was tuned on several tasks.
 
@@ -38,6 +40,7 @@ def multitask_card(
         settings: How it was trained.
         origin: What it was made of.
         loader: As in `model_card`.
+        rank: As in `model_card`.
     """
     names, title = ", ".join(tasks), f"A masked language model tuned on {len(tasks)} tasks"
     scores = [
@@ -69,7 +72,7 @@ def multitask_card(
         + "\n\nOn the dev sets, with the heads of the tasks, which are not in this folder:\n\n"
         + table(scores, {"task": "task", "metric": "metric", "value": "value", "constant": "constant answer"})
         + "\n\n"
-        + training_section(origin)
+        + training_section(origin, factors_remarks(rank))
         + limitations_section(
             origin, f"Nothing but the figures above was measured: no task but {names}, and no other text."
         )

@@ -17,12 +17,14 @@ from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.low_rank import restore_factors
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.tokenizer_fit import fit_tokenizer
 from ds_distill.multitask.card import multitask_card
 from ds_distill.multitask.model import MultitaskModel
 from ds_distill.multitask.order import Steps
 from ds_distill.multitask.run import Run
+from ds_distill.reporting.card_sections import factors_remarks
 from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import RunFolder, read_finished
 from ds_distill.tasks.catalog import LENGTH_KEY
@@ -72,6 +74,10 @@ def score_task(run: Run, name: str) -> TaskScores:
         run.origin,
         constant,
         loader_code(tuned),
+        trained=[
+            f"Its encoder was tuned on several tasks at once: {', '.join(run.data)}.",
+            *factors_remarks(find_model_folder(str(folder), "--model").linear_rank),
+        ],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return TaskScores(metrics, constant)
@@ -79,7 +85,7 @@ def score_task(run: Run, name: str) -> TaskScores:
 
 def export_teacher(run: Run, model: MultitaskModel) -> None:
     """Write the masked-LM model as it came, with the tuned encoder in it."""
-    tuned = load_masked_lm(run.teacher)
+    tuned = restore_factors(load_masked_lm(run.teacher), run.teacher.linear_rank)
     get_family(tuned).get_encoder(tuned).load_state_dict(model.encoder.state_dict())
     export = RunFolder(run.output).export
     partial = export.with_suffix(".partial")
@@ -119,6 +125,7 @@ def summarize(run: Run, steps: Steps, scores: dict[str, TaskScores], parameters:
         run.trained(),
         run.origin,
         loader_code(load_masked_lm(folders[1], hollow=True)),
+        folders[1].linear_rank,
     )
     (export / "README.md").write_text(card, encoding="utf-8")
     return {

@@ -162,12 +162,12 @@ def check_reads_tokens(folder: ModelFolder, recipe: Recipe, tokens: Path | None,
         check_vocabulary(folder.tokenizer, folder.config, folder.title)
         return
     maker = load_tokenizer(tokenizer)
-    check_vocabulary(maker, folder.config, f"{folder.title} with the tokenizer of {tokenizer}")
     if folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(maker):
         raise UserError(
             f"{folder.title}: its tokenizer differs from that of {tokenizer}, which would make the tokens; "
             "give models that share one tokenizer"
         )
+    check_vocabulary(maker, folder.config, f"{folder.title} with the tokenizer of {tokenizer}")
 
 
 def check_fits_prepared_tokens(store: TokenDataset, folder: ModelFolder) -> None:

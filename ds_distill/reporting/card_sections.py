@@ -189,6 +189,17 @@ def training_section(origin: Provenance, remarks: Sequence[str] = ()) -> str:
     return "## Training\n\n" + "\n".join(lines) + "\n\n" if lines else ""
 
 
+def factors_remarks(rank: int | None) -> list[str]:
+    """Return what a card says of linear layers that were trained in factors of a rank; nothing for None."""
+    if rank is None:
+        return []
+    return [
+        f"Its linear layers were trained as products of two factors of rank {rank}. This folder holds the products, "
+        "which stock classes read, so that it is as large as one of whole layers; the files that `ds-distill export` "
+        "makes of it hold the factors, and are smaller."
+    ]
+
+
 def limitations_section(origin: Provenance, measured: str) -> str:
     """Return the section on what was not measured; `measured` is a sentence on what was."""
     teachers = ", ".join(f"`{name}`" for name in (origin.base, *origin.further_teachers))

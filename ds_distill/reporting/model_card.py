@@ -13,6 +13,7 @@ from ds_distill.reporting.card_sections import (
     PIPELINES,
     card_tags,
     encoder_tags,
+    factors_remarks,
     front_matter,
     heldout_results,
     is_measured,
@@ -51,6 +52,7 @@ def model_card(
     head: str = "masked-lm",
     pooler: bool = False,
     loader: str | None = None,
+    rank: int | None = None,
 ) -> str:
     """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint.
 
@@ -63,6 +65,7 @@ def model_card(
         head: "masked-lm", or "encoder" for a bare encoder.
         pooler: Whether transformers adds a pooler to such an encoder unless it is told not to.
         loader: The code of `models.loader_text` for a model that is of no stock class.
+        rank: The rank of the factors that its linear layers were trained in; None for whole layers.
     """
     origin = origin or Provenance()
     figures: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, int | float)}
@@ -91,7 +94,7 @@ def model_card(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
         + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n"
-        + training_section(origin, _objective(recipe))
+        + training_section(origin, [*_objective(recipe), *factors_remarks(rank)])
         + f"## Data\n\nFingerprint: `{fingerprint}`\n\n"
         + limitations_section(origin, f"Nothing but {measured} was measured: no task, and no other text.")
         + "## Recipe\n\n```json\n"
@@ -110,6 +113,7 @@ def task_card(
     constant: dict[str, float] | None = None,
     loader: str | None = None,
     teachers: Sequence[str] = (),
+    trained: Sequence[str] = (),
 ) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
@@ -123,6 +127,7 @@ def task_card(
         constant: The scores of the constant answer, see `tasks.dev_outputs`.
         loader: As in `model_card`.
         teachers: The names of the fine-tuned models that it learned from.
+        trained: Sentences on how it was trained.
     """
     origin, constant = origin or Provenance(), constant or {}
     rows = [
@@ -152,7 +157,7 @@ def task_card(
         )
         + (f"Its labels: {labels}.\n\n" if labels else "")
         + f"## Measured\n\n{table(rows, columns)}\n\n{remark}"
-        + training_section(origin)
+        + training_section(origin, trained)
         + limitations_section(origin, f"Nothing but the scores above, on the dev set of {task.name}, was measured.")
         + "## Settings\n\n```json\n"
         + json_text(settings, indent=2)
@@ -189,10 +194,15 @@ def _objective(recipe: dict) -> list[str]:
     remarks = (
         [f"{clean:.3g} of its training sequences, others in each epoch, were shown without masks."] if clean else []
     )
-    if stages:
+    if len(stages) > 1:
         shares = ", ".join(f"{stage['share']:.3g}" for stage in stages)
         remarks.append(
             f"It was trained in {len(stages)} stages with these shares of the steps: {shares}. See the recipe."
+        )
+    if rounded := stages and stages[-1].get("quantize"):
+        remarks.append(
+            f"In the {'last stage' if len(stages) > 1 else 'training'} it computed as the file of the format {rounded} "
+            "does, and so did the student of the held-out figures; the weights in this folder are not rounded."
         )
     return remarks
 

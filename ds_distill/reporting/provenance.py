@@ -155,9 +155,14 @@ def parse_front_matter(card: str) -> dict[str, Any]:
 
 
 def _name_folder(folder: Path) -> str:
-    """Return the name of a folder, with that of the run in which a command has put it."""
+    """Return the name of a folder, with that of the run in which a command has put it.
+
+    A fine-tuning's is RUN/seed=0/model, and that of one of several tasks RUN/tasks/TASK.
+    """
     parts = Path(os.path.abspath(folder)).parts
-    return "/".join(parts[-2:] if parts[-1] in ("export", "model") else parts[-1:])
+    if parts[-1] in ("export", "model"):
+        return "/".join(parts[-3:] if "seed=" in parts[-2] else parts[-2:])
+    return "/".join(parts[-3:] if parts[-2:-1] == ("tasks",) else parts[-1:])
 
 
 def _is_text(value: object) -> bool:

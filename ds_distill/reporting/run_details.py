@@ -99,8 +99,11 @@ def _text_section(runs: Sequence[Run]) -> Section | None:
 def _text_figures(run: Run) -> dict[str, int]:
     summary = run.summary
     if run.is_finetuning:
-        parts = {"examples": summary.get("examples", {}), "truncated": summary.get("truncated", {})}
-        return {f"{part}, {split}": count for part, counts in parts.items() for split, count in counts.items()}
+        keys = {"examples": "examples", "truncated": "truncated", "unknown": "unknown tokens"}
+        figures = {f"{what}, {split}": n for key, what in keys.items() for split, n in summary.get(key, {}).items()}
+        for split, causes in summary.get("left_out", {}).items():
+            figures |= {f"left out, {split}: {cause}": count for cause, count in causes.items()}
+        return figures
     characters = {f"characters, {key.replace('_', ' ')}": n for key, n in summary.get("characters", {}).items()}
     kept = ("characters, read", "characters, tokenized")
     figures = {key: count for key, count in characters.items() if count or key in kept}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -121,6 +121,7 @@ def heldout_panels(
     *,
     accuracy: bool = True,
     stages: Mapping[str, Rows] | None = None,
+    objectives: Mapping[str, Hashable] | None = None,
 ) -> list[Panel]:
     """Return panels of the runs' held-out losses and accuracies over tokens, one of each per held-out set.
 
@@ -132,6 +133,7 @@ def heldout_panels(
         teacher: The teacher's figures by the name of the set, where they are known.
         accuracy: Whether to show accuracies too.
         stages: The rows of the runs' stages, by label; a run without stages may be left out.
+        objectives: What the terms of each run compare, by label. Bare encoders share panels where it is equal.
     """
     bare = {label: curves for label, curves in runs.items() if not _guess(curves)}
     runs = {label: curves for label, curves in runs.items() if label not in bare}
@@ -151,7 +153,13 @@ def heldout_panels(
                 _line(label, curves.get(name, ()), key, scale, i) for i, (label, curves) in enumerate(runs.items())
             ]
             panels.append(Panel(f"{title} {where}", unit, lines, _scaled(level.get(key), scale), marks=marks))
-    return panels + _panels_of_terms(bare, stages or {})
+    groups: dict[Hashable, dict[str, Mapping[str, Rows]]] = {}
+    for label, curves in bare.items():
+        groups.setdefault((objectives or {}).get(label), {})[label] = curves
+    for group in groups.values():
+        whose = "bare encoders" if len(groups) == 1 else " and ".join(group)
+        panels += _panels_of_terms(group, whose, stages or {})
+    return panels
 
 
 def _guess(heldout: Mapping[str, Rows]) -> bool:
@@ -160,7 +168,7 @@ def _guess(heldout: Mapping[str, Rows]) -> bool:
     return not last or any(has_guesses(row) for row in last)
 
 
-def _panels_of_terms(runs: Mapping[str, Mapping[str, Rows]], stages: Mapping[str, Rows]) -> list[Panel]:
+def _panels_of_terms(runs: Mapping[str, Mapping[str, Rows]], whose: str, stages: Mapping[str, Rows]) -> list[Panel]:
     """Return a panel of each held-out term of bare encoders, of any of their stages, for each held-out set."""
     lines: dict[str, list[Line]] = {}
     marks: dict[str, list[Mark]] = {}
@@ -169,7 +177,7 @@ def _panels_of_terms(runs: Mapping[str, Mapping[str, Rows]], stages: Mapping[str
             for term in dict.fromkeys(term for row in rows for term in matched_terms(row)):
                 title = "weighted loss" if term == "loss" else term
                 where = f", {name or CORPUS_HELDOUT}" if len(curves) > 1 or name else ""
-                full = f"Held-out {title} of bare encoders{where}"
+                full = f"Held-out {title} of {whose}{where}"
                 found = lines.setdefault(full, [])
                 marks.setdefault(full, []).extend(marks_of_stages(stages.get(label, ()), len(found)))
                 found.append(_line(label, rows, term, 1, len(found)))

@@ -228,7 +228,7 @@ def _tuned_table(runs: Sequence[Run], teachers: Mapping[str, TeacherFigures]) ->
                 "seeds": f"{len(scores)} of {len(values)}" if len(scores) < len(values) else len(values),
                 "kept": percent(share.value, share.error) if share else None,
                 "parameters": summary.get("parameters"),
-                "teacher": summary.get("teacher"),
+                "teacher": ", ".join(teacher) if isinstance(teacher := summary.get("teacher"), list) else teacher,
             }
         )
     columns = {
@@ -275,7 +275,8 @@ def _figure_sections(
         levels = [teacher.heldout for teacher in teachers.values() if teacher.compares]
         stages = {run.label: run.curves.stages for run in trained}
         curves = {run.label: run.curves.heldout for run in trained}
-        heldout = heldout_panels(curves, levels[0] if levels else {}, stages=stages)
+        objectives = {run.label: (run.identity.get("teacher"), str(run.objectives)) for run in trained}
+        heldout = heldout_panels(curves, levels[0] if levels else {}, stages=stages, objectives=objectives)
         bars = any(error is not None for panel in heldout for line in panel.lines for error in line.errors)
         text = "A curve that begins far from the others enters from the edge. " * any(map(limits_after_start, heldout))
         text += "Bars are one standard error." * bars

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,7 @@ from ds_distill.study.jobs import make_jobs
 from ds_distill.study.plan import Study
 from ds_distill.study.rows import collect_rows
 from ds_distill.study.scheduler import Job, run_jobs
+from ds_distill.study.variants import TEACHER, Variant
 from ds_distill.tasks.own_task import get_label, is_task_file
 from ds_distill.utils.articles import counted
 from ds_distill.utils.console import log, log_header, spinner
@@ -79,7 +80,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     if study.tokens and students:
         from ds_distill.data.run_data import with_prepared_settings  # it imports torch, and a report need not wait
 
-        with_prepared_settings(students[0][1], Path(study.tokens))  # says which settings of the recipe do not count
+        students = [(name, with_prepared_settings(recipe, Path(study.tokens))) for name, recipe in students]
     _check_teacher(study, students)
     if not all(job.done for job in jobs):
         contents |= teacher_contents(study)
@@ -130,7 +131,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         for name, recipe in students:
             teacher = study.get_teacher(name)
             try:
-                check_teachers_fit([find_model_folder(teacher)], recipe)
+                check_teachers_fit([find_model_folder(teacher)], recipe, Path(study.tokens) if study.tokens else None)
             except UserError as error:
                 raise UserError(f"distill {name}: {error}") from error
             starts = recipe.student.from_, recipe.student.init_layers == "random"
@@ -213,12 +214,12 @@ def _expand_home(plan: dict) -> dict:
 def _get_changed_keys(before: dict, now: dict) -> list[str]:
     """Return the keys under which a plan differs from the earlier one.
 
-    Students, tasks with their settings, seeds and task distillations may be added.
+    Students, tasks with their settings, seeds, task distillations and variants may be added.
     """
     earlier, later = Study.from_dict(before), Study.from_dict(now)
     compatible = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
-    for key in ("students", "variants"):
-        compatible[key] = all(now[key].get(name) == changes for name, changes in before.get(key, {}).items())
+    compatible["students"] = all(now["students"].get(name) == given for name, given in before["students"].items())
+    compatible["variants"] = all(_continues(name, earlier, later) for name in earlier.variants)
     # What no variant has read may change.
     compatible["copies"] = compatible["cloze"] = not any(variant.augmented for variant in earlier.variants.values())
     pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
@@ -227,3 +228,21 @@ def _get_changed_keys(before: dict, now: dict) -> list[str]:
     files = now.get("task_files", {})
     compatible["task_files"] = all(files.get(name, text) == text for name, text in before.get("task_files", {}).items())
     return [key for key in now if before.get(key) != now[key] and not compatible.get(key)]
+
+
+def _continues(name: str, earlier: Study, later: Study) -> bool:
+    """Return whether a later plan has a variant of an earlier one, as it was on the tasks of that plan.
+
+    Where it learns from all of the teacher's seeds, their weights change with their number.
+    """
+    old, new = earlier.variants[name], later.variants.get(name)
+    if new is None or replace(old, finetune={}) != replace(new, finetune={}):
+        return False
+    for task in earlier.tasks:
+        before, now = (study.get_finetune_settings(task, study.variants[name])[1] for study in (earlier, later))
+        few, many = (study.get_finetune_settings(task, Variant(TEACHER))[0] for study in (earlier, later))
+        if old.teachers == "all" and few < many:
+            before, now = ({**settings, "teacher_weights": None} for settings in (before, now))
+        if before != now:
+            return False
+    return True

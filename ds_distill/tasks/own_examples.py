@@ -150,6 +150,8 @@ def _read_row(task: Task, row: dict, where: str) -> tuple[list[str], list[Any]]:
         if not isinstance(row[name], str):
             raise UserError(f"{where}: no text in column {name}, but {row[name]!r}; complete the line, or remove it")
     texts = [replace_surrogates(row[name]) for name in task.texts]
+    if not any(text.strip() for text in texts):
+        raise UserError(f"{where}: no text in column {' and '.join(task.texts)}; complete the line, or remove it")
     if task.regression:
         return (texts, [_parse_number(row[own.label[0]], own.label[0], where)])
     if not task.multi_label:

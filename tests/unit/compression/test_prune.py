@@ -34,6 +34,7 @@ from ds_distill.models.layer_shapes import LayerShape, is_pruned, layer_shapes
 from ds_distill.models.loader_text import loader_code
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
+from ds_distill.models.student_plan import plan_student
 from ds_distill.recipe import Data
 from ds_distill.utils.errors import UserError
 from tests.tiny import make_embedder, read_embedder, save_encoder
@@ -120,6 +121,8 @@ def test_the_command_prints_what_a_cut_costs(world, first, tmp_path, capsys):
         (["--target", "2x", "--hidden_size", "-4"], "--hidden_size -4: must be"),
         (["--hidden_size", "16", "--uniform"], "--uniform: is for cuts of --target, which is missing"),
         (["--hidden_size", "16", "--compare"], "--compare: is for cuts of --target, which is missing"),
+        (["--hidden_size", "16", "--latency_table", "t.json"], "--latency_table: is for cuts of --target, which"),
+        (["--hidden_size", "16", "--shape", "1x64"], "--shape: is for cuts of --target, which is missing"),
         (["--target", "2x", "--tokens", "t"], "is not read with --tokens t; leave one of them out"),
         (["--target", "2x", "--heldout", "more.txt"], "--heldout: not read by prune"),
         (["--target", "2x", "--teacher", "t"], "--teacher: not read by prune"),
@@ -281,6 +284,13 @@ def test_a_narrower_model_has_the_coordinates_that_are_used_most(world, tmp_path
     save_model_folder(narrow, tokenizer, tmp_path / "narrow")
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "narrow").eval()
     assert torch.equal(loaded(IDS).logits, narrow(IDS).logits)
+
+
+def test_a_width_alone_needs_no_times(world, first, tmp_path, monkeypatch):
+    monkeypatch.setattr("ds_distill.compression.latency_table.measure_encoders", None)
+    summary = ds_distill.prune(world / "bert", [Pruning(1.0, hidden_size=16)], output=tmp_path, tokens=first["tokens"])
+    assert AutoModelForMaskedLM.from_pretrained(summary["export"]).config.hidden_size == 16
+    assert summary["runtime"] == "flops", "and a call of 128 tokens is longer than the model reads"
 
 
 def test_a_width_comes_before_a_target(world, first, tmp_path):
@@ -469,3 +479,16 @@ def test_a_pruned_folder_is_exported_to_every_format(world, tmp_path):
     for name, row in summary["formats"].items():
         assert row["max_difference"] < (1e-4 if FORMATS[name].exact else 0.2) * row["max_output"], name
     assert torch.equal(ds_distill.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"intermediate_size": 32}, "student.intermediate_size = 32"),
+        ({"hidden_size": 16}, "student.hidden_size = 16"),
+        ({"hidden_size": 16, "num_attention_heads": 1}, "student.hidden_size = 16"),
+    ],
+)
+def test_a_narrower_student_of_a_pruned_teacher_is_refused_by_the_setting_that_was_given(first, given, named):
+    with pytest.raises(UserError, match=f"{named}: the teacher's layers were pruned to widths of their own"):
+        plan_student(ds_distill.load(first["export"]).config, **given)

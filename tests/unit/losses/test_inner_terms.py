@@ -262,6 +262,14 @@ def test_layers_without_spans_and_depths_without_groups_are_refused():
         UserError, match=r"m.layers = uniform: the teacher's 4 layers are not a multiple of the student's"
     ):
         resolve_pairs("uniform", 3, 4, None, "m")
+    with pytest.raises(
+        UserError, match=r"not a multiple of the student's 4; give pairs such as \[\[0, 0\], \[3, 2\]\]"
+    ):
+        resolve_pairs("uniform", 4, 3, None, "m")
+    with pytest.raises(
+        UserError, match=r"m.layers = mapped: the student's layer 1 started from layer 3 of .*, but this teacher has 3"
+    ):
+        resolve_pairs("mapped", 2, 3, [0, 3], "m")
 
 
 @pytest.mark.parametrize(

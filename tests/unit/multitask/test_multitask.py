@@ -25,7 +25,8 @@ from ds_distill.jobs.multitask import multitask
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import count_parameters
+from ds_distill.models.saving import save_model_folder
+from ds_distill.models.student import build_student, count_parameters
 from ds_distill.multitask import results as multitask_results
 from ds_distill.multitask.model import MultitaskModel
 from ds_distill.multitask.order import Steps, count_steps, draw_probabilities
@@ -239,6 +240,29 @@ def test_the_result_is_the_teacher_with_a_tuned_encoder_and_its_own_head(world, 
         assert torch.equal(encoder[name], value), f"the encoder of a task's model is the teacher's: {name}"
     card = (output / "export" / "README.md").read_text()
     assert "rte, stsb, squad" in card and "pipeline_tag: fill-mask" in card and "mlm_fraction" in card
+    assert "tuned on several tasks at once: rte, stsb, squad" in (output / "tasks" / "rte" / "README.md").read_text()
+
+
+def test_a_model_of_factors_is_tuned_in_factors(world, tmp_path):
+    teacher = find_model_folder(str(world / "bert"))
+    student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
+    save_model_folder(student, teacher.tokenizer, tmp_path / "factors")
+    settings = replace(QUICK, epochs=1)
+    options = {"settings": settings, "data": str(world), "corpus": [str(world / "text.txt")]}
+    summary = multitask([get_task("rte")], str(tmp_path / "factors"), tmp_path / "run", **options)
+    before = load_file(tmp_path / "factors" / "model.safetensors")
+    for folder, name in ((summary["export"], "the teacher"), (summary["tasks"]["rte"]["model"], "the task's model")):
+        assert find_model_folder(folder).linear_rank == 5, name
+        key = next(key for key in before if key.endswith("layer.0.ffn.lin1.weight"))
+        weight = load_file(Path(folder) / "model.safetensors")[key].double()
+        values = torch.linalg.svdvals(weight)
+        assert values[5] < 1e-5 * values[0] and not torch.equal(weight.float(), before[key]), name
+        assert "factors of rank 5" in (Path(folder) / "README.md").read_text(), name
+    assert summary["parameters"] == count_parameters(student) < student_as_loaded(tmp_path / "factors")
+
+
+def student_as_loaded(folder):
+    return AutoModelForMaskedLM.from_pretrained(folder).num_parameters()
 
 
 def test_drift_is_reported_by_the_projects_own_evaluation(world, tuned):

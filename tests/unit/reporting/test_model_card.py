@@ -53,6 +53,16 @@ def test_a_card_tells_of_stages_and_of_sequences_without_masks():
     again = model_card("distill", FIGURES, dotted, "f00d", ORIGIN)
     assert all(line in again for line in card.splitlines() if line.startswith("- ") and "of " in line)
     assert "stages" not in model_card("distill", FIGURES, {"data": {"clean_fraction": 0.0}}, "f00d", ORIGIN)
+    rounded = recipe | {"stages": [{"share": 0.7}, {"share": 0.3, "quantize": "onnx-int8"}]}
+    card = model_card("distill", FIGURES, rounded, "f00d", ORIGIN)
+    assert "- In the last stage it computed as the file of the format onnx-int8 does, and so did the student of" in card
+    card = model_card("distill", FIGURES, {"stages": [{"share": 1, "quantize": "onnx-int4"}]}, "f00d", ORIGIN)
+    assert "- In the training it computed as the file of the format onnx-int4" in card and "1 stages" not in card
+
+
+def test_a_card_tells_of_factors():
+    card = model_card("distill", FIGURES, {}, "f00d", ORIGIN, rank=6)
+    assert "products of two factors of rank 6" in card and "factors" not in model_card("m", FIGURES, {}, "f00d", ORIGIN)
 
 
 def test_a_distilled_model_tells_the_hub_what_it_was_made_of():
@@ -169,6 +179,18 @@ def test_a_card_names_all_teachers_and_a_license_that_they_share(tmp_path):
     assert alone == provenance.from_model(first)
     card = model_card("run", {"steps": 1}, {}, "0", provenance.from_models([first, third], distilled=True))
     assert "distilled from `first` and `third`" in card and "one and the same for all of its teachers" in card
+
+
+def test_models_of_seeds_and_of_tasks_are_named_with_their_runs(tmp_path):
+    names = {
+        "runs/first/seed=0/model": "first/seed=0/model",
+        "runs/grid/learning_rate=0.1,seed=2/model": "grid/learning_rate=0.1,seed=2/model",
+        "runs/tuned/tasks/rte": "tuned/tasks/rte",
+        "runs/student/export": "student/export",
+        "models/teacher": "teacher",
+    }
+    for path, name in names.items():
+        assert provenance.name_model(tmp_path / path) == name
 
 
 def test_the_card_of_a_bare_encoder_promises_no_masks():

@@ -8,7 +8,7 @@ import pytest
 
 from ds_distill.recipe import Losses, Match
 from ds_distill.reporting.panels import Line, Panel, limits_after_start, make_svg, mean_points
-from ds_distill.reporting.run_panels import labels_of_stages, run_panels, term_labels, training_panels
+from ds_distill.reporting.run_panels import heldout_panels, labels_of_stages, run_panels, term_labels, training_panels
 from ds_distill.reporting.run_report import Extras, make_page, write_report
 from ds_distill.run_record import describe_command
 from ds_distill.study.report import write_report as report
@@ -178,6 +178,31 @@ def test_a_fine_tuning_beside_its_teacher(tmp_path):
         assert [card.value for card in page.cards] == ["80.0\u00a0%"], (
             "the run that its --teacher names, or names a file of"
         )
+
+
+def test_what_a_fine_tuning_did_not_read_is_in_the_report(tmp_path):
+    summary = {"task": "mnli", "metric": "accuracy", "metrics": {"accuracy": 0.5}, "seeds": [{"accuracy": 0.5}]}
+    summary |= {"examples": {"train": 18}, "truncated": {"train": 2}, "unknown": {"train": 7}, "settings": {}}
+    summary |= {"left_out": {"train": {"rows without a label (-)": 6}}, "teacher": ["a/model", "b/model"]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = make_page({"run": tmp_path}, [])
+    (text,) = (section for section in page.sections if section.heading == "Text")
+    assert {row["what"]: row["run"] for row in text.rows} == {
+        "examples, train": 18,
+        "truncated, train": 2,
+        "unknown tokens, train": 7,
+        "left out, train: rows without a label (-)": 6,
+    }
+    (scores,) = (section for section in page.sections if section.heading == "Scores on tasks")
+    assert scores.rows[0]["teacher"] == "a/model, b/model"
+
+
+def test_bare_encoders_share_panels_only_where_they_are_compared_with_the_same():
+    rows = {"": [{"step": 0, "tokens": 0, "mse": 0.5, "mse_se": 0.1}]}
+    runs = {"a": rows, "b": rows, "c": rows}
+    titles = [panel.title for panel in heldout_panels(runs, {}, objectives={"a": 1, "b": 1, "c": 2})]
+    assert titles == ["Held-out mse of a and b", "Held-out mse of c"]
+    assert [panel.title for panel in heldout_panels(runs, {})] == ["Held-out mse of bare encoders"]
 
 
 def test_a_folder_without_a_finished_run_is_answered(tmp_path):

@@ -143,6 +143,31 @@ def test_a_task_of_ones_own_has_the_name_of_its_file_and_settings_under_it(tmp_p
         ({}, {"seeds": 2}, ["seeds"]),
         ({"variants": {"v": asdict(Variant("a"))}}, {"variants": {}}, ["variants"]),
         ({}, {"variants": {"v": asdict(Variant("a"))}, "copies": 8}, []),
+        (
+            {"variants": {"v": asdict(Variant("a"))}},
+            {"variants": {"v": asdict(Variant("a", finetune={"epochs": 3}))}},
+            [],  # it says what the plan says
+        ),
+        (
+            {"variants": {"v": asdict(Variant("a"))}},
+            {"variants": {"v": asdict(Variant("a", finetune={"epochs": 4}))}},
+            ["variants"],
+        ),
+        (
+            {"variants": {"v": asdict(Variant("a"))}},
+            {"tasks": ["rte", "squad"], "variants": {"v": asdict(Variant("a", finetune={"squad": {"epochs": 9}}))}},
+            [],
+        ),
+        (
+            {"variants": {"v": asdict(Variant("a", True, "all", finetune={"teacher_weights": [2, 1]}))}, "seeds": 2},
+            {"variants": {"v": asdict(Variant("a", True, "all", finetune={"teacher_weights": [2, 1, 1]}))}, "seeds": 3},
+            [],
+        ),
+        (
+            {"variants": {"v": asdict(Variant("a", True, "all", finetune={"teacher_weights": [2, 1]}))}, "seeds": 2},
+            {"variants": {"v": asdict(Variant("a", True, "all", finetune={"teacher_weights": [1, 1]}))}},
+            ["variants"],
+        ),
         ({"variants": {"v": asdict(Variant("a", True, augmented=True))}}, {"copies": 8}, ["copies"]),
         ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3}}}, []),
         ({}, {"task_files": {"mine": "text: a"}}, []),

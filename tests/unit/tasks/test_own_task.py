@@ -161,6 +161,11 @@ WORDS = "kind: token-classification\n"
             FINE | {"train_csv": BANK + "what,other\n"},
             "mine.yaml: metric: f1: is for two labels, but",
         ),
+        (
+            COLUMNS,
+            FINE | {"train_csv": BANK + ",lost\n"},
+            "no text in column text; complete the line, or remove it",
+        ),
         (COLUMNS + "name: SST-2\n", FINE, "name: SST-2: is the name of a task that this program has; write another"),
         (COLUMNS + "name: a/b\n", FINE, "name: 'a/b': must have letters, digits"),
         (COLUMNS + "data: nowhere\n", FINE, "data: nowhere: there is no .*nowhere; give a file or a folder"),
