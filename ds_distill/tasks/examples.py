@@ -99,7 +99,11 @@ def split_files(folder: Path, split: str, option: str = "--data") -> list[Path]:
             if files
             else "but the folder contains none"
             if folder.is_dir()
-            else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
+            else (
+                "but that is a file or a pipe; give the folder that holds it"
+                if folder.exists()
+                else "but there is no such folder"
+            )
         )
         raise UserError(
             f"{option} {folder}: exactly one file {expected} is needed ({', '.join(FILE_FORMATS)}, plain, .gz or "
