@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _share(row: dict, key: str) -> str:
+def _share(row: dict, key: str) -> str | None:
+    if key not in row:  # no prediction of the reference is clear
+        return None
     share, number = row[key], row["clear_positions" if key.startswith("clear") else "positions"]
     return f"{100 * share:.2f} ± {100 * math.sqrt(share * (1 - share) / number):.2f} %"
 
