@@ -100,10 +100,11 @@ def find_teachers(runs: Sequence[Run], named: Sequence[Run], measured: Sequence[
         found = _find_finetuned(run, runs, named) if run.is_finetuning else _find_pretrained(run, runs, named)
         if found is not None:
             teachers[run.label] = found
-    unnamed = {str(teacher.row) for teacher in teachers.values() if teacher.row["model"] == TEACHER}
+    pretrained = [teachers[run.label].row for run in runs if run.label in teachers and not run.is_finetuning]
+    several = len({str(row) if row["model"] == TEACHER else row["model"] for row in pretrained}) > 1
     for label, teacher in teachers.items():
         name = teacher.row["model"]
-        if name == TEACHER and len(unnamed) > 1:
+        if name == TEACHER and several:
             teachers[label] = replace(teacher, row={**teacher.row, "model": f"teacher of {label}"})
         elif name in given:
             teachers[label] = replace(teacher, row={**teacher.row, **given[name]})
