@@ -124,6 +124,7 @@ def _clients() -> Iterator[Client]:
         "shipped_examples.py",
         "`example_*.py`",
         formats=(*ONNX, *ONNX_INT4, *OPENVINO, *OPENVINO_INT4, *TORCH_EXPORT),
+        minutes=45,  # more than eighty processes
     )
     yield Client("ONNX Runtime", "deploy", "onnxruntime_sessions.py", "`InferenceSession`", formats=(*ONNX, *ONNX_INT4))
     yield Client("ONNX Runtime 1.18", "onnxruntime-1.18", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX)
