@@ -133,7 +133,7 @@ def _predict_once(
 ) -> list[np.ndarray]:
     """Return a teacher's outputs, as of `predict`, which are kept under fingerprints of the teacher and its inputs.
 
-    If the computation is stopped, the next one goes on from what was there at most a minute before.
+    A computation that is stopped loses at most the last minute, and the next one completes it.
     """
     name = f"{fingerprint}-{digest(zip(*features.inputs.values(), strict=True))}"
     file, parts = folder / f"{name}.outputs.safetensors", folder / f"{name}.parts"
