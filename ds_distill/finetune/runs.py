@@ -75,10 +75,8 @@ def finetune(
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
-    parameters, positions = (
-        count_with_factors(student, folder.linear_rank),
-        get_family(student).positions(student.config),
-    )
+    parameters = count_with_factors(student, folder.linear_rank)
+    positions = get_family(student).positions(student.config)
     if task_teachers:
         task_teachers.check_same_tokenizer(student, tokenizer)
         positions = min(positions, task_teachers.positions)
