@@ -61,8 +61,8 @@ def prepare_and_prune(
         choose: As in `prepare_and_distill`.
     """
     check_cuts(prunings, distilled=distilled, compare=compare)
-    # Where the width alone is cut there is no speed to reach, so nothing is timed.
-    prunings = [replace(pruning, runtime=FLOPS) if pruning.target == 1 else pruning for pruning in prunings]
+    # what has no speed to reach is not timed
+    prunings = [replace(pruning, runtime=FLOPS) if pruning.width_alone else pruning for pruning in prunings]
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     preflight.fetch_model(model, "--model")

@@ -121,7 +121,7 @@ def _describe_cut(pruning: Pruning, figures: dict[str, Any]) -> str:
             f"Its width was cut to {pruning.hidden_size}: the hidden dimensions with the largest activations were "
             "kept, and in each layer as many attention heads as fit."
         )
-    if pruning.target > 1:
+    if not pruning.width_alone:
         parts = "Feed-forward columns, as many in each layer," if pruning.uniform else "Heads and feed-forward columns"
         shape = f"{pruning.batch} x {pruning.length} tokens"
         speedup = figures.get("measured_speedup", figures["speedup"])

@@ -56,6 +56,11 @@ class Pruning:
     sequences: int = 512
     hidden_size: int | None = None
 
+    @property
+    def width_alone(self) -> bool:
+        """Whether the width alone is cut, so that there is no speed to reach."""
+        return self.target == 1
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the result beside the model and the text."""
         return asdict(self)
@@ -75,17 +80,17 @@ def check_cuts(cuts: Sequence[Pruning], *, distilled: bool, compare: bool = Fals
                 f"--hidden_size {cut.hidden_size}: must be 1 or more; give a multiple of the model's head size, or "
                 "leave it out"
             )
-    if not cuts or any(cut.target == 1 and not cut.hidden_size for cut in cuts):
+    if not cuts or any(cut.width_alone and not cut.hidden_size for cut in cuts):
         raise UserError("--target is missing; give how many times as fast the model is to be, such as 1.75x")
     for cut in cuts:
-        if cut.target != 1:  # else the width alone is cut
+        if not cut.width_alone:
             read_target(f"{cut.target:g}", "--target")
         read_shape(f"{cut.batch}x{cut.length}", "--shape")
         if cut.runtime not in RUNTIMES:
             raise UserError(f"--runtime {cut.runtime}: unknown; give one of {', '.join(RUNTIMES)}")
-        if cut.uniform and cut.target == 1:
+        if cut.uniform and cut.width_alone:
             raise UserError("--uniform: is for cuts of --target, which is missing; give it, or leave --uniform out")
-        if compare and cut.target == 1:
+        if compare and cut.width_alone:
             raise UserError("--compare: is for cuts of --target, which is missing; give it, or leave --compare out")
         if cut.sequences < 1:
             raise UserError(f"--sequences {cut.sequences}: must be at least 1")

@@ -210,9 +210,8 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     manifest = open_manifest(tokens)
     recipe, data = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length", "heldout_fraction", "drop_duplicates"):
-        prepared = manifest.get(key, getattr(data, key))
-        if getattr(data, key) != prepared:
-            value = getattr(data, key)
+        value = getattr(data, key)
+        if (prepared := manifest.get(key, value)) != value:
             log_once_per_process(f"data.{key} = {value}: ignored, because {tokens} was prepared with {prepared}")
             setattr(recipe.data, key, prepared)
     return recipe

@@ -62,6 +62,11 @@ class Features(Dataset):
         """The rows that have labels of their own."""
         return [row for row in range(len(self)) if self.labeled is None or self.labeled[row]]
 
+    @property
+    def num_augmented(self) -> int:
+        """The number of rows without labels of their own, which an augmentation has added."""
+        return len(self) - len(self.labeled_rows)
+
     def count(self, token: int | None) -> int:
         """Return how often a token, given by id, occurs in the inputs that have labels."""
         ids = self.inputs["input_ids"]

@@ -12,7 +12,7 @@ from transformers import PrinterCallback
 from ds_distill.compression.fake_quantize import unquantize
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import EncodedTask, dev_sets
+from ds_distill.finetune.data import dev_sets
 from ds_distill.finetune.dev_outputs import collect_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
@@ -50,9 +50,8 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
 
-def _describe_texts(sets: EncodedTask) -> list[str]:
-    """Return what a card says of texts that an augmentation has added; nothing where it has added none."""
-    added = len(sets.train) - len(sets.train.labeled_rows)
+def _describe_augmented(added: int) -> list[str]:
+    """Return what a card says of a number of texts that an augmentation has added; nothing for none."""
     if not added:
         return []
     return [f"Beside the labeled examples it learned the teacher's answers to {added:,} texts of an augmentation."]
@@ -114,9 +113,9 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         The seed, settings, precision, metrics and losses, for result.json.
     """
     torch.manual_seed(seed)
+    rank = find_model_folder(plan.model, "--model").linear_rank
     model_to_train = restore_factors(
-        load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout),
-        find_model_folder(plan.model, "--model").linear_rank,
+        load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout), rank
     )
     precision, cpu, sets = (
         json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
@@ -190,7 +189,7 @@ def run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         outputs.score_constant(),
         loader_code(final),
         [provenance.name_model(Path(path)) if Path(path).exists() else path for path in paths],
-        [*_describe_texts(sets), *factors_remarks(find_model_folder(plan.model, "--model").linear_rank)],
+        [*_describe_augmented(sets.train.num_augmented), *factors_remarks(rank)],
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

@@ -13,7 +13,7 @@ import torch
 from ds_distill.compression.fake_quantize import check_quantizable
 from ds_distill.finetune.augmented import add_augmented, read_augmented
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, EncodedTask, digest, encode_sets, load_data
+from ds_distill.finetune.data import Data, digest, encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.inner_terms import InnerTerms
@@ -114,11 +114,12 @@ def finetune(
     summary, best = make_summary(task, results, output, model, teachers)
     sets = plan.encode_sets(best)
     num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
+    augmented_texts = {} if sets.train.labeled is None else {"augmented": sets.train.num_augmented}
     kept = Path(summary["export"]).parent / FILE  # not there for a run of an earlier version
     return (
         summary
         | ({"constant": DevOutputs.load(kept).score_constant()} if kept.is_file() else {})
-        | {"examples": task_data.counts | {"train": num_train} | _count_augmented(sets)}
+        | {"examples": task_data.counts | {"train": num_train} | augmented_texts}
         | not_read(task_data, sets, tokenizer)
         | {"parameters": parameters}
     )
@@ -192,16 +193,11 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describ
     return results
 
 
-def _count_augmented(sets: EncodedTask) -> dict[str, int]:
-    labeled = sets.train.labeled
-    return {} if labeled is None else {"augmented": len(labeled) - sum(labeled)}
-
-
 def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str, steps: int) -> dict[str, str]:
     """Return the lines of the header of a plan, whose model is `described`."""
     counts = plan.data.counts
     most = max(point.max_train_samples or counts["train"] for point in points)
-    added = max(_count_augmented(plan.encode_sets(point)).get("augmented", 0) for point in points)
+    added = max(plan.encode_sets(point).train.num_augmented for point in points)
     texts = f" and {added:,} augmented texts" if added else ""
     taken = f"{most:,} of {counts['train']:,}" if most < counts["train"] else f"{counts['train']:,}"
     precision = " and ".join(dict.fromkeys(resolve_precision(point, plan.device) for point in points))

@@ -126,7 +126,7 @@ def prune(
         removals = plan_removals(whole, moments)
         shapes = choose_shapes(whole.config, table, removals, pruning)
         figures = _figures(whole, table, shapes)
-        if shapes == layer_shapes(whole.config) and pruning.target > 1:
+        if shapes == layer_shapes(whole.config) and not pruning.width_alone:
             log(
                 f"--target {pruning.target:g}x: nothing is taken out, since the layers, which were pruned before, are "
                 f"{figures['speedup']:.2f} times as fast as whole ones"
@@ -156,7 +156,7 @@ def prune(
 
 
 def _describe_target(pruning: Pruning) -> str:
-    if pruning.target == 1:
+    if pruning.width_alone:
         return f"a width of {pruning.hidden_size}"
     target = f"{pruning.target:g}x in {pruning.runtime} on {pruning.batch} x {pruning.length} tokens"
     return target + (f", after a cut to a width of {pruning.hidden_size}" if pruning.hidden_size else "")
@@ -167,7 +167,7 @@ def check_cut(config: PretrainedConfig, pruning: Pruning) -> None:
     family = get_family_by_type(config.model_type)
     check_prunable(family)
     positions = family.positions(config)
-    if pruning.length > positions and pruning.target > 1:
+    if pruning.length > positions and not pruning.width_alone:
         raise UserError(
             f"--shape {pruning.batch}x{pruning.length}: the model has {positions} positions; give {positions} tokens "
             "or fewer"
@@ -212,7 +212,7 @@ def choose_shapes(
         UserError: No shapes are as fast.
     """
     now, full = layer_shapes(config), full_shape(config)
-    if pruning.target == 1:  # the width alone is cut
+    if pruning.width_alone:
         return now
     unpruned = table.of_shapes([full] * len(now))
     budget = unpruned / pruning.target

@@ -53,17 +53,18 @@ def resolve_pairs(
                 f"{key}.layers: the pair [{student}, {teacher}] is given twice; give it once, and {key}.weight instead"
             )
         for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
-            if not 0 <= int(layer) < depth and isinstance(layers, str):
+            if 0 <= int(layer) < depth:
+                continue
+            if isinstance(layers, str):
                 raise UserError(
-                    f"{key}.layers = {layers}: the student's layer {student} started from layer {layer} of the teacher "
-                    f"that it was distilled from, but this teacher has {depth} layers, 0 to {depth - 1}; give pairs "
-                    f"such as {example}"
+                    f"{key}.layers = {layers}: the student started from layers {layer_map} of the teacher that it was "
+                    f"distilled from, but this teacher has {depth} layers, 0 to {depth - 1}; give pairs such as "
+                    f"{example}"
                 )
-            if not 0 <= int(layer) < depth:
-                raise UserError(
-                    f"{key}.layers: {who} layer {layer}: the {who} has {depth} layers, 0 to {depth - 1}; "
-                    "pairs are [student layer, teacher layer]"
-                )
+            raise UserError(
+                f"{key}.layers: {who} layer {layer}: the {who} has {depth} layers, 0 to {depth - 1}; "
+                "pairs are [student layer, teacher layer]"
+            )
         pairs.append(
             (
                 LAST if student == student_depth - 1 else int(student),

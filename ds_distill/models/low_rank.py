@@ -143,10 +143,8 @@ def count_with_factors(model: PreTrainedModel, rank: int | None) -> int:
     """
     if rank is None:
         return model.num_parameters()
-    whole, factors = 0, 0
-    for _, linear in _find_linears(model, rank):
-        whole, factors = whole + linear.weight.numel(), factors + rank * (linear.in_features + linear.out_features)
-    return model.num_parameters() - whole + factors
+    saved = (linear.weight.numel() - _count_factors(linear, rank) for _, linear in _linears(model))
+    return model.num_parameters() - sum(difference for difference in saved if difference > 0)
 
 
 @contextlib.contextmanager
@@ -233,12 +231,15 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
+def _count_factors(linear: nn.Linear, rank: int) -> int:
+    """Return the number of weights of two factors in place of a layer's."""
+    return rank * (linear.in_features + linear.out_features)
+
+
 def _find_linears(model: PreTrainedModel, rank: int) -> list[tuple[str, nn.Linear]]:
     """Return the linear layers, by name, that two factors of this rank make smaller; UserError where there are none."""
     linears = [
-        (name, linear)
-        for name, linear in _linears(model)
-        if rank * (linear.in_features + linear.out_features) < linear.weight.numel()
+        (name, linear) for name, linear in _linears(model) if _count_factors(linear, rank) < linear.weight.numel()
     ]
     if not linears:
         raise UserError(

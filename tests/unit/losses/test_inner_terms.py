@@ -266,10 +266,12 @@ def test_layers_without_spans_and_depths_without_groups_are_refused():
         UserError, match=r"not a multiple of the student's 4; give pairs such as \[\[0, 0\], \[3, 2\]\]"
     ):
         resolve_pairs("uniform", 4, 3, None, "m")
-    with pytest.raises(
-        UserError, match=r"m.layers = mapped: the student's layer 1 started from layer 3 of .*, but this teacher has 3"
-    ):
-        resolve_pairs("mapped", 2, 3, [0, 3], "m")
+    for layers in ("mapped", "span_ends"):
+        with pytest.raises(
+            UserError,
+            match=rf"m.layers = {layers}: the student started from layers \[0, 4\] of .*, but this teacher has 3",
+        ):
+            resolve_pairs(layers, 2, 3, [0, 4], "m")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ds_distill.models.loading import load_masked_lm, new_model
 from ds_distill.models.low_rank import (
     LowRankLinear,
     activation_aware_factors,
+    count_with_factors,
     factor_linears,
     input_moments,
     multiplied_out,
@@ -257,6 +258,15 @@ def test_a_rank_for_which_no_layer_is_large_enough_gets_a_sentence(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"linear_rank": 1000}))
     with pytest.raises(UserError, match=r"config\.json: linear_rank = 1000: .* no linear layer .*remove it"):
         load_source(str(folder)).traced  # noqa: B018
+
+
+def test_a_model_is_counted_in_its_factors_where_they_are_smaller(tmp_path):
+    teacher = find_model_folder(str(save_encoder("bert", tmp_path / "teacher")))
+    student = build_student(load_masked_lm(teacher), num_layers=2, dropout=0.0, linear_rank=5)
+    save_model_folder(student, teacher.tokenizer, tmp_path / "saved")
+    whole = load_masked_lm(str(tmp_path / "saved"))
+    assert count_with_factors(whole, 5) == count(student) < count(whole)
+    assert count_with_factors(whole, None) == count_with_factors(whole, 10**6) == count(whole)
 
 
 def test_copies_of_a_factored_student_are_of_their_own():
