@@ -226,11 +226,15 @@ class Recipe:
                     f"{key}.learnable = {stage.learnable}: give all, or a list of different student layers, counted "
                     "from 0, embeddings and head, such as [embeddings, 0]"
                 )
-            if stage.teacher_forced and (losses.need_vocabulary or layers != parts or not layers):
+            if stage.teacher_forced and (layers != parts or not layers):
                 raise UserError(
-                    f"{key}.teacher_forced: trains single layers on the teacher's states, so {key}.learnable must be "
-                    f"a list of student layers (now {stage.learnable}), and {key}.losses needs kl: 0 and mlm: 0 (now "
-                    f"{losses.kl:g} and {losses.mlm:g})"
+                    f"{key}.learnable = {stage.learnable}: with teacher_forced, which trains single layers on the "
+                    "teacher's states, give a list of student layers, such as [0]"
+                )
+            if stage.teacher_forced and losses.need_vocabulary:
+                raise UserError(
+                    f"{key}.losses: teacher_forced trains single layers, which reach no loss over the vocabulary; set "
+                    f"kl and mlm to 0 (now {losses.kl:g} and {losses.mlm:g})"
                 )
             if "teacher_weights" in stage.losses:
                 raise UserError(

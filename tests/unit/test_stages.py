@@ -84,10 +84,14 @@ LAYERS_ONLY = {"kl": 0, "mlm": 0, "cosine": 0, "match": [{"loss": "mse"}]}
             [{"share": 1, "losses": {"kl": 0, "mlm": 0, "cosine": 0}}],
             r"stages\[0\]\.losses\.kl, .* are all 0: nothing would be trained",
         ),
-        ([{"share": 1, "teacher_forced": True}], r"stages\[0\]\.teacher_forced: .* list of student layers \(now all\)"),
+        ([{"share": 1, "teacher_forced": True}], r"stages\[0\]\.learnable = all: .* give a list of student layers"),
         (
             [{"share": 1, "teacher_forced": True, "losses": LAYERS_ONLY, "learnable": [0, "head"]}],
-            r"stages\[0\]\.teacher_forced",
+            r"stages\[0\]\.learnable = \[0, 'head'\]: with teacher_forced",
+        ),
+        (
+            [{"share": 1, "teacher_forced": True, "learnable": [0]}],
+            r"stages\[0\]\.losses: teacher_forced .* kl and mlm to 0 \(now 5 and 2\)",
         ),
     ],
 )
