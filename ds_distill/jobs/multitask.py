@@ -268,7 +268,7 @@ def _train_and_score(run: Run, steps: Steps, report_to: Sequence[str]) -> dict[s
 
 def _train(run: Run, model: MultitaskModel, steps: Steps, checkpoint: str | None, trackers: Trackers) -> None:
     """Train a model in place, from a checkpoint on if there is one."""
-    with progress(len(steps), "multitask", "step") as bar:
+    with progress(len(steps), "multitask", "step", mixed=True) as bar:
         trainer = MultitaskTrainer(
             model=model,
             args=make_arguments(

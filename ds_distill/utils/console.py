@@ -259,7 +259,7 @@ class _Lines(ProgressBar):
         self._decr_instances(self)
 
 
-def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> ProgressBar:
+def progress(total: int | None, label: str, unit: str, *, initial: int = 0, mixed: bool = False) -> ProgressBar:
     """Return a progress bar, or lines in a log; other ranks stay silent.
 
     Args:
@@ -267,6 +267,8 @@ def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> P
         label: The text in front of the figures.
         unit: The unit of the work, in the singular. "B" is shown in MB.
         initial: The amount already done.
+        mixed: Whether units of unlike length follow one another in random order, so that the mean over all
+            of them tells the time left, and the last few do not.
     """
     kind = ProgressBar if on_terminal() else _Lines
     return kind(
@@ -277,6 +279,7 @@ def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> P
         file=sys.stderr,
         disable=not is_first(),
         mininterval=0.5,
+        smoothing=0 if mixed else 0.3,  # of the rate; 0 is tqdm's mean since the start, 0.3 its default
     )
 
 

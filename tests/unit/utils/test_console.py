@@ -245,3 +245,16 @@ def test_a_bar_that_moves_is_progress_on_ranks_that_do_not_show_it_too(monkeypat
             assert progress.progress_count() == before + 1
             bar.update(0)  # an update without any progress
             assert progress.progress_count() == before + 1
+
+
+@pytest.mark.parametrize("begun", [0, 300])  # steps of an earlier start, which took no time of this one
+def test_the_time_left_of_unlike_steps_is_told_by_their_mean(monkeypatch, clock, begun):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with console.progress(1000, "multitask", "step", mixed=True) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: clock[0])
+        bar.start_t = bar.last_print_t = clock[0]
+        console.skip(bar, begun)
+        for seconds in [1.0] * 100 + [3.0] * 100:  # the last ones are the slow ones
+            clock[0] += seconds
+            bar.update()
+        assert bar.parts("")[1:] == ["2.0 s per step", f"{bar.format_interval((800 - begun) * 2)} left"]
