@@ -171,7 +171,7 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], describ
     ]
     log_header(_header(plan, points, seeds, described, sum(steps) * len(seeds)))
     results = []
-    with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
+    with progress(sum(steps) * len(seeds), plan.task.name, "step", mixed=True) as bar:
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
                 folder = run_folder(plan.output, point, points, seed)
