@@ -42,13 +42,14 @@ MAINS = {
     "data.prepare": ("--tokenizer", "t", "--text", "x"),
     "analysis.compare_runs": ("a", "--output", "o"),
     "analysis.family_proof": ("--output", "o"),
+    "analysis.study_records": ("s", "--output", "o"),
     "inference.pareto": ("--output", "o"),
     "inference.table3": ("--data", "d"),
     "gpu.suite": ("--report", "r"),
     "gpu.checks": (),
     "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
 }
-DOES = {"gpu.suite": "suite", "gpu.checks": "report"}  # the others have `run`
+DOES = {"gpu.suite": "suite", "gpu.checks": "report", "analysis.study_records": "copy_records"}  # the others have `run`
 
 
 @pytest.mark.parametrize("module", MAINS)
