@@ -267,7 +267,9 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         quantize_share=0.4,
     )
     epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
-    monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
+    monkeypatch.setattr(
+        runs, "progress", lambda *given, **options: bars.append(progress(*given, **options)) or bars[-1]
+    )
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
 
     def run(name, points):
