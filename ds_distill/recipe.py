@@ -30,8 +30,8 @@ class Student:
 
     Args:
         init_layers: Teacher layers that initialize the student: "every_other" (evenly spaced, including the
-            first and the last; one layer: the first), "random" for random weights, or a list of layer
-            numbers, counted from 0.
+            first and the last; one layer: the first), "inner" (evenly spaced between the first and the last, [1, 2, 4]
+            of six), "random" for random weights, or a list of layer numbers, counted from 0.
         num_layers: Number of layers; half the teacher's by default.
         hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
             rows and columns of the teacher's weights.

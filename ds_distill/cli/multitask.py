@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ds_distill.cli import arguments, push
@@ -44,6 +45,7 @@ COMMON_OPTIONS = (
     "finetune.batch_size",
     "finetune.max_length",
 )
+_PREFIXES = {"before": "teacher_heldout_", "after": "heldout_"}
 
 
 def add_arguments(parser) -> None:
@@ -167,13 +169,27 @@ def run(options) -> dict:
     return summary
 
 
-_PREFIXES = {"before": "teacher_heldout_", "after": "heldout_"}
-
-
 def closing(options, summary: dict) -> str:
     output, tokens = options.output, options.tokens or Path(options.output) / "tokens"
     distill = ["distill", "--teacher", output, "--tokens", tokens, "--output", sibling(output, "student")]
+    remark, note = "distill it into a smaller student", ""
+    if _has_drifted(summary):
+        distill[1:1] = ["--config", "inner_layers"]
+        remark += ", by its inner layers alone"
+        note = (
+            "Masked LM has become worse: a student that learns by kl would learn that too. Match inner layers\n"
+            "instead, or tune again with --mlm_fraction 0.25."
+        )
     return format_closing(
+        note,
         aligned([("teacher", summary["export"]), ("models of the tasks", str(Path(output) / "tasks"))]),
-        commands=[("distill it into a smaller student", distill)],
+        commands=[(remark, distill)],
     )
+
+
+def _has_drifted(summary: dict) -> bool:
+    """Return whether the masked-LM loss at [MASK] has risen by more than two standard errors."""
+    before, after = (summary.get(f"{prefix}mask_loss") for prefix in _PREFIXES.values())
+    errors = [summary.get(f"{prefix}mask_loss_se") or 0.0 for prefix in _PREFIXES.values()]
+    # nothing at [MASK] may have been held out
+    return before is not None and after is not None and after - before > 2 * math.hypot(*errors)

@@ -24,9 +24,10 @@ class Match:
             and "value" vectors with themselves (all three by default), and "query_key", the attention maps (not of a
             DeBERTa, whose attention is not query · key alone). For attention: "query_key" (the default).
         layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
-            initialized from), "span_ends" (each student layer with the last teacher layer before the one that the
-            next student layer was initialized from), "uniform" (TinyBERT's g(m): the last layer of each of the
-            teacher's equal groups of layers), or a list of pairs [student layer, teacher layer], counted from 0.
+            initialized from), "mapped_last" (of these pairs the last alone), "span_ends" (each student layer with the
+            last teacher layer before the one that the next student layer was initialized from), "uniform" (TinyBERT's
+            g(m): the last layer of each of the teacher's equal groups of layers), or a list of pairs [student layer,
+            teacher layer], counted from 0.
         weight: Weight of the term, which is a mean over real tokens, summed over the layer pairs and over what is
             compared.
         heads: For relation: the number of relation heads, which may be any divisor of both widths. By default, it is
@@ -38,7 +39,7 @@ class Match:
 
     loss: str
     of: Quantity | list[Quantity] | None = None
-    layers: Literal["last", "mapped", "span_ends", "uniform"] | list[tuple[int, int]] = "mapped"
+    layers: Literal["last", "mapped", "mapped_last", "span_ends", "uniform"] | list[tuple[int, int]] = "mapped"
     weight: float = limited(1.0, 0, 1e6)
     heads: int | None = limited(None, 1, 1 << 16)
     normalize: bool = False

@@ -57,7 +57,7 @@ class InnerTerms:
         """
         for index, entry in enumerate(match):
             is_term = entry.loss in (*LOSSES, *HEAD_LOSSES) and entry.quantities != ["embeddings"]
-            if is_term and layer_map is None and entry.layers in ("mapped", "span_ends"):
+            if is_term and layer_map is None and entry.layers in ("mapped", "mapped_last", "span_ends"):
                 raise UserError(
                     f"{KEY}[{index}].layers = {entry.layers}: the teacher layers that the model's layers were "
                     "initialized from are not known: either there are none, or the model is not in the folder of its "

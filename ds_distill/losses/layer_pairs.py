@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ds_distill.models.intermediates import LAST
 from ds_distill.utils.errors import UserError
@@ -32,18 +32,17 @@ def resolve_pairs(
         key: The entry, for errors.
 
     Raises:
-        UserError: The layers do not exist; "mapped" or "span_ends" is asked of a student that did not start from the
-            teacher's layers, "span_ends" of one whose layers are not in the teacher's order, or "uniform" where the
-            student's depth does not divide the teacher's.
+        UserError: The layers do not exist; "mapped", "mapped_last" or "span_ends" is asked of a student that did not
+            start from the teacher's layers, "span_ends" of one whose layers are not in the teacher's order, or
+            "uniform" where the student's depth does not divide the teacher's.
 
     Source of "uniform": Jiao et al. 2020 (TinyBERT), section 3.1, with the mapping of their experiments.
     """
     if layers == "last":
         return [(LAST, LAST)]
     if isinstance(layers, str):
-        wanted: Iterable[Sequence[int]] = enumerate(
-            _teacher_layers(layers, student_depth, teacher_depth, layer_map, key)
-        )
+        mapped = list(enumerate(_teacher_layers(layers, student_depth, teacher_depth, layer_map, key)))
+        wanted: Sequence[Sequence[int]] = mapped[-1:] if layers == "mapped_last" else mapped
     else:
         wanted = layers
     pairs, example = [], _example(student_depth, teacher_depth)
@@ -93,7 +92,7 @@ def _teacher_layers(
             f"{key}.layers = {layers}: the student does not start from the teacher's layers, so none is mapped to "
             f"its layers; give pairs such as {_example(student_depth, teacher_depth)}"
         )
-    if layers == "mapped":
+    if layers in ("mapped", "mapped_last"):
         return list(layer_map)
     if any(next_layer <= layer for layer, next_layer in zip(layer_map, layer_map[1:], strict=False)):
         raise UserError(

@@ -30,8 +30,9 @@ def resolve_layer_map(
     """Return the teacher layer that each student layer starts from, or None for a random start.
 
     Args:
-        spec: "every_other" (evenly spaced, first and last included; one layer: the first), "random",
-            or a list of teacher layers. For 12 → 6 layers "every_other" gives [0, 2, 4, 7, 9, 11].
+        spec: "every_other" (evenly spaced, first and last included; one layer: the first), "inner" (evenly
+            spaced between the first and the last), "random", or a list of teacher layers. For 12 → 6 layers,
+            "every_other" gives [0, 2, 4, 7, 9, 11], and "inner" [1, 3, 5, 6, 8, 10].
         teacher_layers: The teacher's depth.
         student_layers: The student's depth. By default it is half the teacher's, or the list's
             length.
@@ -44,9 +45,9 @@ def resolve_layer_map(
     if isinstance(spec, str):
         if spec == "random":
             return None
-        if spec != "every_other":
+        if spec not in ("every_other", "inner"):
             raise UserError(
-                f"student.init_layers = {spec!r}: give every_other, random, or a list of the teacher's layers"
+                f"student.init_layers = {spec!r}: give every_other, inner, random, or a list of the teacher's layers"
             )
         depth = default_depth(teacher_layers) if student_layers is None else student_layers
         if depth > teacher_layers:
@@ -54,7 +55,14 @@ def resolve_layer_map(
                 f"student.num_layers = {depth}: the teacher has {teacher_layers} layers to copy; "
                 f"give 1 to {teacher_layers}"
             )
-        return _evenly_spaced(teacher_layers, depth)
+        if spec == "every_other":
+            return _evenly_spaced(teacher_layers, depth)
+        if depth > teacher_layers - 2:
+            raise UserError(
+                f"student.init_layers = inner: the teacher has {max(0, teacher_layers - 2)} layers between its first "
+                f"and its last, too few for a student of {depth}; give every_other"
+            )
+        return [layer + 1 for layer in _evenly_spaced(teacher_layers - 2, depth)]
     layers = list(spec)
     if not layers:
         raise UserError("student.init_layers = []: name at least one of the teacher's layers")

@@ -94,8 +94,9 @@ def marks_of_stages(stages: Rows, look: int = 0) -> list[Mark]:
 def _label(name: str, match: Match, layer_map: Sequence[int] | None) -> TermLabel:
     distance, unit = DISTANCES.get(match.loss, (match.loss, match.loss))
     pairs: list[tuple[int, int]] = []
-    if match.layers == "mapped":
-        pairs = list(enumerate(layer_map or ()))
+    if match.layers in ("mapped", "mapped_last"):
+        mapped = list(enumerate(layer_map or ()))
+        pairs = mapped[-1:] if match.layers == "mapped_last" else mapped
     elif not isinstance(match.layers, str):
         pairs = [(student, teacher) for student, teacher in match.layers]
     listed = ", ".join(f"{student} ← {teacher}" for student, teacher in pairs)

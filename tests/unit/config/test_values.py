@@ -513,7 +513,7 @@ def test_a_list_of_loss_terms(written, read, in_a_file, tmp_path):
         ("[{loss: cosine, layers: [0, 1]}]", "losses.match.layers.0.: .* expected 2 numbers, not 1"),
         (
             "[{loss: cosine, layers: lst}]",
-            "lst is not allowed; choose one of last, mapped, span_ends, uniform; did you mean last?",
+            "lst is not allowed; choose one of last, mapped, mapped_last, span_ends, uniform; did you mean last?",
         ),
         ("[{loss: cosine}, {loss: cosine, weight: -1}]", r"losses.match.1..weight = -1.0: must be between 0"),
         ("[{loss: relation, heads: 0}]", "losses.match.0..heads = 0: must be between 1"),
@@ -532,7 +532,7 @@ def test_a_wrong_loss_term_is_named(written, message):
     [
         (
             [Match("mse", layers="first")],
-            "losses.match.layers: first is not allowed; choose one of last, mapped, span_ends, uniform; or give a list",
+            "layers: first is not allowed; choose one of last, mapped, mapped_last, span_ends, uniform; or give a list",
         ),
         ([Match("mse", of="attention")], "losses.match.of: attention is not allowed"),
         ([Match("mse", layers=[[0, 1, 2]])], "losses.match.layers: .* expected 2 numbers"),

@@ -197,7 +197,8 @@ def test_only_what_is_asked_for_is_recorded(make):
     assert all(not module.recording_slot.outputs for module in hooks), "nothing stays"
 
 
-def test_spans_and_uniform_pairs():
+def test_named_pairs():
+    assert resolve_pairs("mapped_last", 3, 6, [1, 2, 4]) == [(LAST, 4)]
     assert resolve_pairs("span_ends", 3, 6, [1, 2, 4]) == [(0, 1), (1, 3), (LAST, LAST)]
     assert resolve_pairs("span_ends", 4, 12, [0, 3, 6, 9]) == resolve_pairs("uniform", 4, 12, None)
     assert resolve_pairs("uniform", 4, 12, None) == [(0, 2), (1, 5), (2, 8), (LAST, LAST)]
@@ -266,7 +267,7 @@ def test_layers_without_spans_and_depths_without_groups_are_refused():
         UserError, match=r"not a multiple of the student's 4; give pairs such as \[\[0, 0\], \[3, 2\]\]"
     ):
         resolve_pairs("uniform", 4, 3, None, "m")
-    for layers in ("mapped", "span_ends"):
+    for layers in ("mapped", "mapped_last", "span_ends"):
         with pytest.raises(
             UserError,
             match=rf"m.layers = {layers}: the student started from layers \[0, 4\] of .*, but this teacher has 3",

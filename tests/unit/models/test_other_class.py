@@ -147,7 +147,7 @@ def test_where_layers_differ_a_student_starts_from_the_word_embeddings(make, fam
     assert layer_map is None and (dims.depth, dims.feed_forward) == (7, 400)
     with pytest.raises(UserError, match=rf"student\.init_layers = \[0, 2\]: the layers of a .* of a {family}; leave"):
         plan_student(teacher.config, family=family, init_layers=[0, 2])
-    with pytest.raises(UserError, match=r"student\.init_layers = 'evry_other': give every_other"):
+    with pytest.raises(UserError, match=r"student\.init_layers = 'evry_other': give every_other, inner"):
         plan_student(teacher.config, family=family, init_layers="evry_other")
     start = build_student(teacher, family=family, init_layers="random").get_input_embeddings().weight
     assert not torch.equal(start, theirs)

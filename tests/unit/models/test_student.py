@@ -30,6 +30,9 @@ def test_known_layer_maps():
     assert resolve_layer_map("every_other", 12, None) == [0, 2, 4, 7, 9, 11]
     assert resolve_layer_map("every_other", 6, 3) == [0, 2, 5]
     assert resolve_layer_map("every_other", 1, None) == [0]
+    assert resolve_layer_map("inner", 12, None) == [1, 3, 5, 6, 8, 10]
+    assert resolve_layer_map("inner", 6, 3) == [1, 2, 4]
+    assert resolve_layer_map("inner", 3, None) == [1]
     assert resolve_layer_map([11, 0, 0], 12, None) == [11, 0, 0]
     assert resolve_layer_map("random", 12, 5) is None
 
@@ -52,6 +55,7 @@ def test_every_depth_is_spread_over_the_teacher(depth):
         ("every_other", 13, r"student\.num_layers = 13.*1 to 12"),
         ("every_other", 0, r"student\.num_layers = 0"),
         ("evry_other", None, r"student\.init_layers = 'evry_other'"),
+        ("inner", 11, r"student\.init_layers = inner: the teacher has 10 layers between .* a student of 11; "),
     ],
 )
 def test_unfit_layer_maps_are_refused(spec, depth, message):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ds_distill.cli.app import main
+from ds_distill.cli.multitask import closing
+from ds_distill.cli.parser import build_parser
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import trainer as trainer_module
@@ -276,6 +278,16 @@ def test_drift_is_reported_by_the_projects_own_evaluation(world, tuned):
     assert summary["heldout_mlm_accuracy"] is not None and summary["parameters"] == count_parameters(
         load_masked_lm(str(world / "bert"))
     )
+
+
+@pytest.mark.parametrize(("before", "after", "error"), [(7.5, 10.7, 0.4), (7.5, 7.9, 0.4), (7.5, None, None)])
+def test_a_teacher_whose_masked_lm_has_become_worse_is_matched_by_its_inner_layers(before, after, error):
+    options = build_parser().parse_args(["multitask", "--output", "runs/tuned"]).multitask
+    figures = {"heldout_mask_loss": after, "heldout_mask_loss_se": error}
+    figures |= {"teacher_heldout_mask_loss": before, "teacher_heldout_mask_loss_se": 0.1}
+    text = closing(options, {"export": "x"} | figures)
+    (command,) = (line for line in text.splitlines() if line.startswith("ds-distill distill"))
+    assert ("--config inner_layers" in command) == ("Masked LM has become worse" in text) == (after == 10.7)
 
 
 def test_a_tasks_folder_gives_its_score_again(world, tuned):

@@ -230,6 +230,8 @@ def test_the_terms_of_a_loss_in_words():
         Match("attention", layers="span_ends"),
         Match("mse", of="embeddings", normalize=True),
     ]
+    losses = Losses(cosine=0.0, match=[Match("cosine", layers="mapped_last")])
+    assert term_labels(losses, [0, 2])["cosine"].title == "Cosine distance of hidden states, layers 1 ← 2"
     assert [term_labels(Losses(match=inner))[match.loss].title for match in inner] == [
         "KL divergence of relations of queries, keys, values, layers 2 ← 4",
         "Squared error of attention scores, ends of the layers' spans",
