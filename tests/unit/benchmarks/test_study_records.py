@@ -14,22 +14,28 @@ from tests.start import ROOT
 RESULTS = sorted((ROOT / "docs/results/studies").glob("*/study.json"))
 
 
-@pytest.fixture
-def study(tmp_path):
-    """A study of two students on one task, as its jobs leave it, with what the records leave out."""
+@pytest.fixture(params=["sst2", "banking"])
+def study(tmp_path, request):
+    """A study of two students on a task, as its jobs leave it, with what the records leave out."""
+    task = request.param
+    given = task if task == "sst2" else str(tmp_path / f"{task}.yaml")  # a task of a user's own
     folder = tmp_path / "the study"
     plan = {"base": str(tmp_path / "recipe.yaml"), "teacher": "/models/teacher", "corpus": ["/texts/a.txt", "b.txt"]}
     plan |= {"heldout": [], "data": str(tmp_path / "tasks"), "students": {"a": {}, "b": {"teacher": "/models/other"}}}
-    plan |= {"tasks": ["sst2"], "seeds": 2, "include_teacher": False}
+    plan |= {
+        "tasks": [given],
+        "seeds": 2,
+        "include_teacher": False,
+    }
     write(folder / "study.json", plan)
     random = np.random.default_rng(0)
     labels = random.integers(2, size=100)
     for name, right in (("a", 90), ("b", 80)):
-        run = folder / "tasks" / "sst2" / name
+        run = folder / "tasks" / task / name
         seeds = [{"seed": seed, "accuracy": right / 100} for seed in range(2)]
         scores = {"metric": "accuracy", "accuracy": right / 100, "metrics": {"accuracy": right / 100}, "seeds": seeds}
         scores |= {"model": str(folder / "students" / name / "export"), "examples": {"train": 5, "dev": 100}}
-        write(run / "summary.json", {"task": "sst2", "parameters": 7, "constant": {"accuracy": 0.5}} | scores)
+        write(run / "summary.json", {"task": task, "parameters": 7, "constant": {"accuracy": 0.5}} | scores)
         write(run / "record.json", {"command": f"ds-distill finetune --model {folder}/x --data '/tasks/sst2'"})
         for seed in range(2):
             predicted = np.where(np.arange(100) < right, labels, 1 - labels)
@@ -57,7 +63,8 @@ def test_the_report_of_the_records_is_the_studys(study, tmp_path, monkeypatch):
     files = [file for file in (tmp_path / "records").rglob("*") if file.is_file()]
     assert {file.name for file in files} == {"study.json", "summary.json", "record.json", FILE}
     assert not any(str(tmp_path) in file.read_text("latin-1") for file in files)
-    command = json.loads((tmp_path / "records/tasks/sst2/a/record.json").read_text())["command"]
+    (record,) = (tmp_path / "records/tasks").glob("*/a/record.json")
+    command = json.loads(record.read_text())["command"]
     assert command == "ds-distill finetune --model STUDY/x --data 'sst2'"
 
 
