@@ -32,8 +32,10 @@ def teacher_contents(study: Study) -> dict[str, str]:
 
 
 def _teachers(study: Study) -> dict[str, str]:
-    """Return the study's teacher, and those that are some students' own, each once, by what names them."""
+    """Return the study's teacher, and those that are some students' or variants' own, each once, by what names them."""
     others = dict.fromkeys(study.get_teacher(name) for name in study.students)
+    for variant in study.variants.values():
+        others |= dict.fromkeys(filter(None, (study.find_task_teacher(label, variant) for label in study.labels)))
     return {TEACHER: study.teacher} | {f"{TEACHER} {other}": other for other in others if other != study.teacher}
 
 

@@ -72,7 +72,9 @@ def _make_task_jobs(study: Study, output: Path, task: str) -> list[Job]:
                 ("finetune", *files, "--seeds", str(seeds), *texts, *_as_words(settings)),
                 depends_on=(augmented,) if variant.augmented else (),
                 model=study.teacher if variant.student == TEACHER else student,
-                teacher=folder / TEACHER if variant.task_distillation else None,
+                teacher=(study.find_task_teacher(label, variant) or folder / TEACHER)
+                if variant.task_distillation
+                else None,
                 every_teacher=variant.teachers == "all",
                 seeds=seeds,
             )

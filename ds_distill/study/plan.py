@@ -114,6 +114,11 @@ class Study:
         """Return the teacher that a student is distilled from."""
         return self.students[student].get(TEACHER, self.teacher)
 
+    @staticmethod
+    def find_task_teacher(label: str, variant: Variant) -> str | None:
+        """Return the folder of a task's teacher that a variant names; None where it is the study's."""
+        return str(variant.teachers_folder / label) if variant.teachers_folder else None
+
     def has_spans(self, task: str) -> bool:
         """Return whether a task's answers are spans of a context, as SQuAD's are."""
         return find_task(task, self.get_task_data(task)).spans
@@ -243,9 +248,17 @@ class Study:
                 f"{place}: student: {variant.student}: not a student of this study; the students are "
                 f"{', '.join(self.students)}; {TEACHER} is the teacher"
             )
-        if variant.task_distillation and not self.include_teacher:
+        folder = variant.teachers_folder
+        if variant.task_distillation and not self.include_teacher and not folder:
             raise UserError(f"{place}: task_distillation: needs the fine-tuned teacher; set include_teacher to true")
-        for key, given in (("teachers: all", variant.teachers == "all"), ("augmented", variant.augmented)):
+        for task in self.labels if folder else ():
+            if not (folder / task / "config.json").is_file():
+                raise UserError(
+                    f"{place}: teachers: {folder}: has no model of {task}; give median, all, or a folder that has a "
+                    "model for each task under its name"
+                )
+        others = (f"teachers: {variant.teachers}", variant.teachers != "median")
+        for key, given in (others, ("augmented", variant.augmented)):
             if given and not variant.task_distillation:
                 raise UserError(f"{place}: {key}: needs a fine-tuned teacher; set task_distillation to true")
         own = [variant.finetune, *(given for given in variant.finetune.values() if isinstance(given, dict))]

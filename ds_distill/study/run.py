@@ -151,14 +151,16 @@ def check_finetunings(study: Study, recipes: Mapping[str, Recipe | None], pendin
         recipes: The recipe of each student.
         pending: What the jobs are that are not done yet.
     """
-    asked: dict[str, tuple[str, list[Match], bool]] = {}
+    asked: dict[str, tuple[str, list[Match], bool, str]] = {}
     for task in study.tasks:
         for name, variant in study.finetunings.items():
             settings = study.get_finetune_settings(task, variant)[1]
             match, quantize = settings.get("match"), bool(settings.get("quantize"))
             if (match or quantize) and f"{get_label(task)}, {name}" in pending:
                 terms = FinetuneConfig(match=match or []).match
-                asked[f"{name}: {terms}, {quantize}"] = (name, terms, quantize)  # which several tasks have in common
+                given = study.find_task_teacher(get_label(task), variant) or study.teacher
+                # which several tasks may have in common
+                asked[f"{name}: {terms}, {quantize}, {given}"] = (name, terms, quantize, given)
     if not asked:
         return
     # These modules import torch, and a report need not wait for that.
@@ -168,8 +170,7 @@ def check_finetunings(study: Study, recipes: Mapping[str, Recipe | None], pendin
     from ds_distill.models.low_rank import get_rank
     from ds_distill.models.student_plan import plan_student
 
-    teacher = find_model_folder(study.teacher).config
-    for name, terms, quantize in asked.values():
+    for name, terms, quantize, given in asked.values():
         student = study.finetunings[name].student
         recipe = recipes.get(student)  # none of the teacher
         layer_map, config = (
@@ -179,11 +180,11 @@ def check_finetunings(study: Study, recipes: Mapping[str, Recipe | None], pendin
                 dropout=recipe.training.dropout,
             )
             if recipe
-            else (None, teacher)
+            else (None, find_model_folder(study.teacher).config)
         )
         try:
             if terms:
-                InnerTerms(terms, config, teacher, layer_map)
+                InnerTerms(terms, config, find_model_folder(given).config, layer_map)
             if quantize:
                 check_quantizable(get_rank(config), "finetune.quantize")
         except UserError as error:

@@ -43,7 +43,7 @@ class Job:
     Args:
         depends_on: Folders that must have a summary first.
         model: The model that is fine-tuned: a folder or name, or the folder of the job that makes it.
-        teacher: The folder of the fine-tunings of the teacher.
+        teacher: A fine-tuned teacher: a folder, or the folder of the job that makes it.
         every_teacher: Whether the models of all its seeds are used, and not the one at the median.
         launcher: The command that runs the job in place of this process's Python. Such a job takes
             the whole machine, or several machines, and runs alone.
@@ -54,7 +54,7 @@ class Job:
     argv: tuple[str, ...]
     depends_on: tuple[Path, ...] = ()
     model: str | Path | None = None
-    teacher: Path | None = None
+    teacher: str | Path | None = None
     every_teacher: bool = False
     launcher: str = ""
     seeds: int = 0
@@ -89,8 +89,8 @@ class Job:
             str(self.output),
         ]
 
-    def _find_teachers(self, folder: Path) -> list[str]:
-        if not self.every_teacher:
+    def _find_teachers(self, folder: str | Path) -> list[str]:
+        if not isinstance(folder, Path) or not self.every_teacher:
             return [str(_resolve_model(folder))]
         rows = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["seeds"]
         return [str(folder / f"seed={row['seed']}" / "model") for row in rows]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
-from ds_distill.config.values import mapping_reader
+from ds_distill.config.values import UserPath, mapping_reader
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import TASKS
 
@@ -30,15 +31,16 @@ class Variant:
     Args:
         student: The student that is fine-tuned, or "teacher".
         task_distillation: Whether the fine-tuned teacher is used.
-        teachers: Which of the fine-tuned teacher's models: the one at the "median", or those of "all" seeds, whose
-            soft targets are averaged.
+        teachers: Which fine-tuned teacher: of the study's, the model at the "median", or those of "all" seeds, whose
+            soft targets are averaged; or a folder that has a model for each task under the task's name, such as
+            TUNED/tasks of `ds-distill multitask`.
         augmented: Whether it also reads texts of `ds-distill augment`, which the teacher labels.
         finetune: The settings in which it differs, as the study's `finetune`.
     """
 
     student: str
     task_distillation: bool = False
-    teachers: Literal["median", "all"] = "median"
+    teachers: UserPath = "median"
     augmented: bool = False
     finetune: FINETUNE = field(default_factory=dict)
 
@@ -46,3 +48,8 @@ class Variant:
         """Return whether a setting of a fine-tuning concerns this one."""
         key, value, _ = NEEDS.get(setting, ("student", self.student, ""))
         return bool(getattr(self, key) == value)
+
+    @property
+    def teachers_folder(self) -> Path | None:
+        """The folder of the tasks' teachers; None where they are the study's."""
+        return None if self.teachers in ("median", "all") else Path(self.teachers)

@@ -34,12 +34,15 @@ variants:
     teachers: all
     augmented: yes
     finetune: {augmented_copies: 4, squad: {augmented_copies: 2, epochs: 1}, rte: {seeds: 5}}
+  of one's own: {student: teacher, task_distillation: true, teachers: TUNED}
 """
 
 
 @pytest.fixture
 def study(tmp_path):
-    (tmp_path / "plan.yaml").write_text(PLAN)
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("TUNED", str(tmp_path / "tuned")))
+    for task in ("squad", "rte"):
+        save_encoder("bert", tmp_path / "tuned" / task)
     return make_study(build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study)
 
 
@@ -57,6 +60,7 @@ def test_a_variant_is_a_fine_tuning_by_settings_of_its_own(study, tmp_path):
     assert given.augmented == str(tmp_path / "augmented" / "squad") and given.finetune["augmented_copies"] == 2
     assert (given.finetune["epochs"], given.finetune["learning_rate"], given.finetune["layers_first"]) == (1, 3e-4, 0.5)
     assert jobs["rte, all together"].seeds == 5 and together.seeds == 3
+    assert jobs["squad, of one's own"].command()[-4:-2] == ["--teacher", str(tmp_path / "tuned" / "squad")]
     squad, rte = jobs["squad, augmented texts"].argv, jobs["rte, augmented texts"].argv
     assert squad[-5:] == ("8", "--cloze", "100", "--corpus", "text.txt") and "--cloze" not in rte
 
@@ -83,6 +87,7 @@ def test_the_report_has_a_row_for_each(study, tmp_path):
         ("averaged", "a"),
         ("teacher, averaged", "teacher"),
         ("all together", "a"),
+        ("of one's own", "teacher"),
     ]
     assert Study.from_dict(json.loads(json.dumps(asdict(study)))) == study
 
@@ -93,6 +98,7 @@ def test_the_report_has_a_row_for_each(study, tmp_path):
         (Variant("b"), {}, "v: student: b: not a student of this study; the students are a; teacher is the teacher"),
         (Variant("a", True), {"include_teacher": False}, "needs the fine-tuned teacher; set include_teacher to true"),
         (Variant("a", teachers="all"), {}, "v: teachers: all: needs a fine-tuned teacher; set task_distillation to"),
+        (Variant("a", True, "here"), {}, "v: teachers: here: has no model of rte; give median, all, or a folder that"),
         (Variant("a", augmented=True), {}, "v: augmented: needs a fine-tuned teacher"),
         (Variant("a", finetune={"epoch": 1}), {}, "variants: v: finetune: epoch: no such setting; did you mean epochs"),
         (Variant("a", finetune={"rte": 1}), {}, "variants: v: finetune: rte: 1: must map names of settings to values"),
