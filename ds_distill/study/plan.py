@@ -251,12 +251,11 @@ class Study:
         folder = variant.teachers_folder
         if variant.task_distillation and not self.include_teacher and not folder:
             raise UserError(f"{place}: task_distillation: needs the fine-tuned teacher; set include_teacher to true")
-        for task in self.labels if folder else ():
-            if not (folder / task / "config.json").is_file():
-                raise UserError(
-                    f"{place}: teachers: {folder}: has no model of {task}; give median, all, or a folder that has a "
-                    "model for each task under its name"
-                )
+        if folder and (missing := [task for task in self.labels if not (folder / task / "config.json").is_file()]):
+            raise UserError(
+                f"{place}: teachers: {folder}: has no model of {missing[0]}; give median, all, or a folder that has a "
+                "model for each task under its name"
+            )
         others = (f"teachers: {variant.teachers}", variant.teachers != "median")
         for key, given in (others, ("augmented", variant.augmented)):
             if given and not variant.task_distillation:
